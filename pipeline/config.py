@@ -39,7 +39,10 @@ class FolderSettings(Settings):
 
 
 class PipelineSettings(Settings):
-    """All pipeline settings, under the names that recipes use."""
+    """Settings of the data pipeline: URL list, folders, workers, download, embedding, and reading of the embeddings.
+
+    The fields have the names that recipes use.
+    """
 
     urls: Location = "urls.parquet"
     """URL list, as a local path or an fsspec URL. Environment variables (`$NAME`) are expanded."""

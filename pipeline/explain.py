@@ -50,8 +50,8 @@ _MAX_CHARACTERS = 300
 def explain(error: BaseException) -> str | None:
     """Return the message to show to the user for an exception, or None if the exception is a bug in priorkit.
 
-    Callers should catch the exceptions that file-parsing libraries raise. If they do not, this function still returns
-    a message saying that a file cannot be read.
+    Code that reads files should itself catch the exceptions of file-parsing libraries. For those that it does not
+    catch, the message says that a file cannot be read.
     """
     if isinstance(error, PriorkitError):
         return str(error)
@@ -103,7 +103,11 @@ def _place(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, its cause, the cause of that cause and so on. Stop if an exception repeats."""
+    """Yield an exception, then the exception that led to it, and so on. Stop if an exception repeats.
+
+    The exception that led to another is its `__cause__`, or else its `__context__`, unless that is suppressed. Yield
+    nothing if `error` is None.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -112,10 +116,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_remote(error: BaseException) -> bool:
-    """Return True if a package in `_REMOTE_LIBRARIES` defines the type of the exception or of one of its causes.
+    """Return True if an exception probably comes from an access to remote storage.
 
-    For FileNotFoundError and PermissionError, the causes are not checked, because these errors have messages of their
-    own.
+    The function checks the types, including base classes, of the exception and of the exceptions that led to it. It
+    returns True if a package in `_REMOTE_LIBRARIES` defines one of these types. For FileNotFoundError and
+    PermissionError, it checks only the exception itself, because these errors have messages of their own.
     """
     errors = [error] if isinstance(error, FileNotFoundError | PermissionError) else _chain(error)
     kinds = {kind for cause in errors for kind in type(cause).__mro__}

@@ -63,6 +63,9 @@ square of the length."""
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
     """Return a suggestion for an unknown key, such as `did you mean 'steps'?`; None if no name is similar.
 
+    The suggestion contains up to three names. Names that other tools use for a setting, such as `lr`, are recognised.
+    Return None for a key with more than `_MAX_KEY_CHARACTERS` characters.
+
     Args:
         key: path of the unknown key, outermost section first.
         known: paths of all settings and sections.

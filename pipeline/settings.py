@@ -53,7 +53,11 @@ _VARIABLE = re.compile(r"\$(?:\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
 
 
 def _expand_variables(location: str) -> str:
-    """Replace `$NAME` and `${NAME}` in a location with environment variables, and `$$` with a dollar sign."""
+    """Replace `$NAME` and `${NAME}` in a path or URL with environment variables, and `$$` with a dollar sign.
+
+    Raises:
+        ValueError: an environment variable is not set.
+    """
 
     def value(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -120,13 +124,15 @@ def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
-    """Return a copy of a value in which each unquoted YAML scalar is converted to the type of its field.
+    """Return a copy of a value in which each unquoted YAML scalar is replaced by its parsed value or its text.
 
-    Sections whose keys are all commented out are removed, so that their settings get the default values.
+    The types that the scalar's field allows decide which of the two is used; see `_scalar`. Values of other types are
+    not checked here. Sections whose keys are all commented out are removed, so that their settings get the default
+    values.
 
     Args:
-        kinds: types that are allowed for the value.
-        value: value from YAML or from Python code.
+        kinds: types that the field allows for the value.
+        value: value from YAML or from Python code; dictionaries and lists may be nested.
     """
     if isinstance(value, PlainScalar):
         return _scalar(kinds, value)
@@ -152,7 +158,12 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
 def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
     """Return the parsed value or the text of an unquoted YAML scalar, depending on the types that its field allows.
 
-    For example, return the text of `no` if the field allows this text as a choice, or False if the field is boolean.
+    For example, for the scalar `no`, return the text `no` if the field allows this text as a choice, or False if the
+    field is boolean. Return the parsed value if the field's types are unknown.
+
+    Args:
+        kinds: types that the field allows; empty if they are unknown.
+        scalar: the unquoted scalar.
     """
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if scalar.text in choices:
@@ -229,7 +240,9 @@ def _cut(text: str, limit: int = _MAX_CHARACTERS) -> str:
 def with_overrides(
     values: Mapping[str, Any], overrides: Sequence[str], sections: Sequence[str] | None = None
 ) -> YamlMapping:
-    """Return a copy of settings in which the overrides are applied.
+    """Apply overrides to a copy of settings, in the given order, and return the copy.
+
+    If several overrides set the same setting, the last one takes effect. Missing sections are added.
 
     Args:
         values: settings as nested dictionaries, as read from a recipe. They are not modified.

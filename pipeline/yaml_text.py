@@ -34,7 +34,8 @@ _MAX_NODES = 100_000
 
 
 class YamlMapping(dict[str, Any]):
-    """Mapping read from YAML. A section is None, not an empty mapping, if all its keys are commented out."""
+    """Dictionary read from YAML. A section's value is None, not an empty dictionary, if all its keys are commented
+    out."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,15 @@ class PlainScalar:
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """Parse one YAML document into a `YamlMapping`, list, string, `PlainScalar` or None.
+    """Parse one YAML document.
+
+    Returns:
+        A `YamlMapping` for a mapping, a list for a sequence, a string for a quoted scalar, and a `PlainScalar` for an
+        unquoted scalar. Nested values have the same types. Null and an empty document become None.
 
     Raises:
-        InputError: the text is not YAML, or uses a feature that this module rejects. The message may give the line, but
-            not the file; the caller must add the name of the file.
+        InputError: the text is not YAML, or uses a feature that this module rejects, such as duplicate keys. The
+            message may give the line, but not the file; the caller must add the name of the file.
     """
     try:
         node = yaml.SafeLoader(_decode(text) if isinstance(text, bytes) else text.removeprefix("\ufeff"))
@@ -100,7 +105,11 @@ def _place(mark: Any) -> str:
 
 
 class _Builder:
-    """Converter from parsed YAML nodes to Python values. It enforces the limits `_MAX_DEPTH` and `_MAX_NODES`."""
+    """Converter from the nodes that PyYAML parses to the Python values that `read_yaml` returns.
+
+    It raises `yaml.MarkedYAMLError` if a document exceeds `_MAX_DEPTH` or `_MAX_NODES`, or uses a feature that this
+    module rejects.
+    """
 
     def __init__(self) -> None:
         self._nodes = 0

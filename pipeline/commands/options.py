@@ -27,13 +27,19 @@ WorkersOption = Annotated[
 def command_settings(
     section: str, overrides: list[str] | None, options: dict[str, Any], workers: int | None
 ) -> PipelineSettings:
-    """Return the settings for a command. `--set` overrides the defaults; all other options override `--set`.
+    """Return the settings for a command, from the values of its command-line options.
+
+    Settings for which no option is given have their default values. If `--set` and another option give the same
+    setting, the other option takes precedence.
 
     Args:
         section: recipe section that the command reads in addition to `compute`.
         overrides: values of `--set`.
         options: value of each option, keyed by the dotted name of its setting; None for an option that was not given.
         workers: value of `--workers`; None if the option was not given.
+
+    Raises:
+        SettingsError: a key or value is invalid, or `--set` names a section that the command does not read.
     """
     from ..config import PipelineSettings
     from ..settings import parse_settings, with_overrides

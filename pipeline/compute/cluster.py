@@ -18,9 +18,10 @@ _GPU_SECONDS = 120.0
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
-    """Return the number of workers and the location of the Ray cluster, as text for the summary of a stage.
+    """Return text for the summary of a stage, such as `2 workers at head:6379 (RAY_ADDRESS)`.
 
-    Return an empty string if the stage does not use Ray.
+    The text contains the number of workers and the location of the Ray cluster. If the stage joined a cluster that has
+    room for fewer workers, the text says so. Return an empty string if the stage does not use Ray.
     """
     if compute.backend == "local":
         return ""
@@ -37,7 +38,7 @@ def describe_cluster(compute: ComputeSettings) -> str:
 
 @dataclass(frozen=True)
 class Gpus:
-    """Number of GPUs that are available to workers, and the name of one of them."""
+    """GPUs of a Ray cluster or of this machine: their number, and the name of one of them."""
 
     count: int
     name: str | None

@@ -20,6 +20,8 @@ cores, and the `cuda` value is for one GPU."""
 def choose_device(wanted: str, setting: str) -> str:
     """Resolve a device setting to `cpu` or `cuda`.
 
+    The value `auto` becomes `cuda` if torch can use a GPU in this process, otherwise `cpu`.
+
     Args:
         wanted: value of the setting: `auto`, `cpu` or `cuda`.
         setting: name of the setting, for error messages.

@@ -6,12 +6,15 @@ import numpy as np
 
 
 class HashSample:
-    """Sample of the rows whose content hash ends in at least `level` zero bits.
+    """Sample of rows, chosen by a hash of each row's content.
 
-    Rows with the same content are either all sampled or all left out, so the proportion of duplicates in the sample
-    estimates their proportion among all rows. At level 0, the sample contains all rows. Each higher level halves the
-    expected number of distinct contents.
-    Samples of different parts of the data can be combined, because each row is selected by its hash alone.
+    A row is in the sample if its hash ends in at least `level` zero bits. The level starts at 0, which includes all
+    rows. `shrink` and `add` can raise it. Each higher level halves the expected number of distinct contents in the
+    sample.
+
+    Rows with the same content have the same hash, so either all or none of them are sampled. The proportion of
+    duplicates in the sample therefore estimates their proportion among all rows. Samples of different parts of the data
+    can be combined, because each row is selected by its hash alone.
 
     Args:
         dtype: 64-bit integer dtype of the hashes.
@@ -29,13 +32,13 @@ class HashSample:
         return self._rows
 
     def add(self, hashes: np.ndarray, values: np.ndarray, level: int = 0) -> None:
-        """Add those rows whose hash ends in at least `self.level` zero bits; ignore all other rows.
+        """Add rows to the sample. Rows whose hash ends in fewer than `self.level` zero bits are ignored.
 
         Args:
-            hashes: `[n]` content hashes.
-            values: `[n]` int64 value for each hash, such as a row number or count.
-            level: level of the `HashSample` that the rows come from; 0 if they do not come from one. If `self.level`
-                is lower than `level`, it is first raised to `level`.
+            hashes: `[n]` content hashes, one per row.
+            values: `[n]` int64 values to store with the hashes, such as row numbers or counts.
+            level: level of the `HashSample` from which the rows were taken; 0 if they do not come from one. If
+                `self.level` is lower than `level`, it is first raised to `level`.
         """
         self.level = max(self.level, level)
         block = self._sampled(hashes, values)
@@ -43,7 +46,11 @@ class HashSample:
         self._rows += len(block[0])
 
     def shrink(self, capacity: int) -> None:
-        """Raise the level until at most `capacity` rows remain."""
+        """Reduce the sample to at most `capacity` rows, by raising the level one step at a time.
+
+        Each step removes the rows whose hash ends in too few zero bits. A sample that is already small enough is not
+        changed.
+        """
         while self._rows > capacity:
             self.level += 1
             self._blocks = [self._sampled(hashes, values) for hashes, values in self._blocks]

@@ -17,7 +17,10 @@ import torch
 
 @functools.cache
 def packing_available(dtype: torch.dtype) -> bool:
-    """Return True if this torch build and this machine support packed weights of the given dtype."""
+    """Return True if `pack` works for weights of the given dtype, in this torch build and on this machine.
+
+    Only float32 and bfloat16 weights can be packed.
+    """
     operators = torch.ops.mkldnn
     if not (torch._C._has_mkldnn and hasattr(operators, "_linear_pointwise")):
         return False
@@ -42,7 +45,7 @@ def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
 def packed_product(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None, gelu: bool = False
 ) -> torch.Tensor:
-    """Apply a linear layer with a packed weight.
+    """Compute the output of a linear layer whose weight is packed, optionally followed by a GELU.
 
     Args:
         x: input `[..., in]`, with the same dtype as the weight.

@@ -43,7 +43,10 @@ def without_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables in `_CHOICES` that are set in an environment, with their values."""
+    """Return the variables in an environment that control how OpenMP threads wait, with their values.
+
+    These are the variables named in `_CHOICES`. Return an empty dictionary if none of them is set.
+    """
     return {name: environment[name] for name in _CHOICES if name in environment}
 
 

@@ -31,10 +31,11 @@ _CHECK_SECONDS = 5.0
 def map_shards(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], compute: ComputeSettings
 ) -> Generator[Result, None, None]:
-    """Yield the result of `worker(task, following)` for every task, in order of completion.
+    """Call a worker function with every task, and yield the results in order of completion.
 
-    `following` is the task that the worker will probably process next, or None if it is unknown. The worker can start
-    reading it in the background. If a task raises an exception, the map ends and the exception propagates.
+    `make_worker` creates the worker function. Its arguments are a task, and the task that the same worker will probably
+    process next, or None if that is unknown. The worker function can start reading the next task in the background. If
+    it raises an exception, the exception propagates, and no more results are yielded.
 
     Close the generator explicitly unless you consume all results. Otherwise, the traceback of an exception could keep
     the generator alive, and the worker's threads would run until the interpreter exits.
@@ -106,9 +107,10 @@ def ray_cluster(compute: ComputeSettings) -> Iterator[Any]:
 
 
 def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
-    """Check that the Ray cluster is large enough for a number of workers, counting resources that are currently in use.
+    """Check that the Ray cluster is large enough for a number of workers.
 
-    Without this check, Ray would wait forever for resources that the cluster does not have.
+    All resources of the cluster's nodes are counted, including those that other jobs are using now. Without this check,
+    Ray would wait forever for resources that the cluster does not have.
 
     Args:
         ray: the `ray` module, connected to the cluster.
@@ -116,7 +118,7 @@ def require_room(ray: Any, compute: ComputeSettings, workers: int) -> None:
         workers: number of workers.
 
     Raises:
-        PriorkitError: the cluster is too small.
+        PriorkitError: no node is large enough for one worker, or the cluster has room for fewer than `workers` workers.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, needed in _needs(compute):
@@ -194,7 +196,17 @@ class _Pool(Generic[Task, Result]):
         """Number of consecutive failed actor starts."""
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """Yield the results of the tasks in order of completion."""
+        """Start the actors, and yield the results of the tasks in order of completion.
+
+        An exception that the worker function raises is raised again here.
+
+        Args:
+            tasks: tasks in the order in which they are started.
+
+        Raises:
+            PriorkitError: the cluster has no room for a worker, workers keep dying at startup, or several workers have
+                died on the same task.
+        """
         require_room(self._ray, self._compute, 1)
         for _ in range(self._compute.workers):
             self._start()
@@ -246,7 +258,19 @@ class _Pool(Generic[Task, Result]):
             self._idle.append(actor)
 
     def _result(self, reference: Any, upcoming: _Upcoming[Task]) -> Iterator[Result]:
-        """Yield the result of a finished `run` call. If its actor died, put the task back and start a new actor."""
+        """Yield the result of a finished `run` call. If its actor has died, yield nothing and start a new actor.
+
+        The tasks of the dead actor are put back into `upcoming`. Idle actors get no tasks until they have responded
+        again, because the same failure may have killed them. An exception that the worker function raised is raised
+        again here.
+
+        Args:
+            reference: object reference of the `run` call.
+            upcoming: tasks that have not started yet.
+
+        Raises:
+            PriorkitError: `_ATTEMPTS` actors have died while they processed the same task.
+        """
         actor, task = self._busy.pop(reference)
         try:
             result = self._ray.get(reference)
@@ -270,7 +294,7 @@ class _Pool(Generic[Task, Result]):
 
 
 class _Upcoming(Generic[Task]):
-    """Tasks that have not started yet.
+    """Queue of tasks that have not started yet, or that must be started again because their actor died.
 
     For each busy actor, one further task is reserved as its next task, so that the actor can start reading it. When
     only reserved tasks are left, idle actors take them.
@@ -284,7 +308,11 @@ class _Upcoming(Generic[Task]):
         that the deaths can be counted."""
 
     def take(self, actor: Any) -> Task | None:
-        """Return the task that an actor should process now, or None if no task is left."""
+        """Return the task that an actor should process now, or None if no task is left.
+
+        The actor's reserved task comes first, then the next unreserved task, and last a task reserved for another
+        actor.
+        """
         if actor in self._reserved:
             return self._reserved.pop(actor)
         task = next(self._tasks, None)
@@ -311,7 +339,7 @@ class _Upcoming(Generic[Task]):
         return self._returned.count(task)
 
     def is_empty(self) -> bool:
-        """Return True if no task is left."""
+        """Return True if no task is left in the queue, not even a reserved one."""
         task = next(self._tasks, None)
         if task is not None:
             self._tasks = itertools.chain([task], self._tasks)

@@ -28,7 +28,7 @@ _NICENESS = "RAY_worker_niceness"
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """Address of a command's Ray cluster."""
+    """Address of the Ray cluster that a command uses, and the name of the setting or variable that specifies it."""
 
     address: str
     """Address in Ray's notation: `host:port`, `ray://host:port` or `auto`; `local` for a cluster that priorkit
@@ -60,11 +60,13 @@ class ClusterAddress:
 
 
 def cluster_address(address: str | None) -> ClusterAddress:
-    """Return the cluster address given by the setting or the environment.
+    """Return the address of the Ray cluster to use, from `compute.address` or the environment variable `RAY_ADDRESS`.
+
+    If neither is set, return the address `local`, which stands for a cluster that priorkit starts on this machine.
 
     Args:
-        address: value of the setting `compute.address`. If it is None or `auto`, and the environment variable
-            `RAY_ADDRESS` is set, the value of this variable is used instead. Ray follows the same rule, and sets the
+        address: value of the setting `compute.address`; None if it is not set. If it is None or `auto`, and
+            `RAY_ADDRESS` is set, the value of `RAY_ADDRESS` is used instead. Ray follows the same rule, and sets the
             variable for its jobs.
 
     Raises:
@@ -87,22 +89,24 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
 
 def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple[ClusterAddress, bool]:
-    """Return the address of the running Ray cluster that the address `auto` refers to.
+    """Find the running Ray cluster that the address `auto` refers to.
 
-    Exactly one cluster on this machine that was started with `ray start` must answer a request. If none answers,
-    exactly one cluster must refuse the request because the authentication token is missing or wrong.
+    A request is sent to each candidate. Candidates that cannot be reached are ignored, and so are clusters that another
+    command started for itself with `ray.init`. If exactly one cluster accepts the request, that cluster is returned. If
+    none accepts it, but exactly one refuses it because the authentication token is missing or wrong, that one is
+    returned.
 
     Args:
-        place: the address `auto`, for error messages.
+        place: the address `auto`, and the name of the setting or variable that specifies it.
         candidates: addresses of clusters on this machine, each mapped to True if this user runs a Ray process that uses
             the address. The addresses come from the command lines of Ray processes. Ray's address file is not used,
             because it remains after a cluster has stopped.
 
     Returns:
-        Address of the cluster, and True if this user runs one of its processes.
+        Address of the cluster, and True if this user runs one of its processes, otherwise False.
 
     Raises:
-        PriorkitError: no such cluster is running, or more than one is running.
+        PriorkitError: no such cluster was found, or more than one was found.
     """
     accessible, closed = [], []
     for address, is_ours in sorted(candidates.items()):
@@ -223,11 +227,11 @@ def _mode() -> str:
 
 
 def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: bool) -> tuple[Answer, dict[str, str]]:
-    """Send a request to a cluster, and return its answer.
+    """Send a request to a cluster, with this user's authentication token if necessary, and return the answer.
 
-    If RAY_AUTH_MODE is `token`, the request contains this user's token. If RAY_AUTH_MODE is not set, the request is
-    first sent without a token. If the cluster then asks for a token and `is_ours` is True, the request is sent again
-    with the token.
+    If RAY_AUTH_MODE is `token`, the request contains the token. If RAY_AUTH_MODE is not set, the request is first sent
+    without the token. If the cluster then asks for a token and `is_ours` is True, the request is sent again with the
+    token.
 
     Args:
         match: match of `_ADDRESS` with the cluster's address.
@@ -235,8 +239,8 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
         is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 
     Returns:
-        The cluster's answer, and the environment variables that make Ray send the token too; empty if no variable needs
-        to be changed.
+        The cluster's answer, and the environment variables that must be set so that Ray also sends the token. The
+        dictionary is empty if no variable needs to be changed.
     """
     token, mode = find_token()[0], _mode()
     answer = _ask(match, question, token if mode == "token" else None)
@@ -278,9 +282,10 @@ def _ask(match: re.Match[str], question: tuple[str, bytes], token: str | None) -
 
 
 def explain_failure(text: str) -> str:
-    """Shorten a Ray error message to its first and last lines, to leave out the traceback between them.
+    """Return a Ray error message on one line, shortened to its first and last lines.
 
-    A message about a version mismatch is not shortened. If the message is empty, return `Ray gives no reason`.
+    The lines between them are usually a traceback. A message about a version mismatch is not shortened. If the message
+    is empty, return `Ray gives no reason`.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:

@@ -59,7 +59,10 @@ class Answer:
         return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """Return a description of an answer that is not HTTP/2, for an error message."""
+        """Return a phrase for error messages that quotes the answer of a service which does not speak HTTP/2.
+
+        For example, return `it answers 'SSH-2.0-OpenSSH_9.6'`. If the service sent nothing, the phrase says so.
+        """
         if not self.body:
             return "it closed the connection without an answer"
         line = self.body[:_SHOWN_BYTES].decode("latin-1").split("\n")[0].rstrip()
@@ -112,9 +115,13 @@ def _uses_tls() -> bool:
 
 
 def _receive(connection: socket.socket) -> Answer:
-    """Read HTTP/2 frames until the reply is complete, and return the reply.
+    """Read HTTP/2 frames until the reply to a gRPC call is complete, and return the reply.
 
     If the service does not speak HTTP/2, return the first bytes that it sends, without a status.
+
+    Raises:
+        TimeoutError: the reply is not complete after `TIMEOUT_SECONDS`.
+        ConnectionResetError: the service closes the connection or cancels the call before the reply is complete.
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
     body, is_first = b"", True

@@ -29,7 +29,7 @@ from .ray_address import (
 
 @dataclass(frozen=True)
 class Joined:
-    """A Ray cluster that this process has joined."""
+    """Address and node resources of a Ray cluster that this process has joined, and may have left since."""
 
     place: ClusterAddress
     nodes: list[dict[str, float]]
@@ -68,7 +68,9 @@ def open_cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _start(ray: Any, place: ClusterAddress) -> None:
-    """Start or join the Ray cluster at an address.
+    """Start a Ray cluster on this machine if the address is `local`; otherwise, join the cluster at the address.
+
+    Ray installs its own handler for SIGTERM. The previous handler is restored before the function returns.
 
     Raises:
         PriorkitError: the cluster cannot be started or joined.
@@ -101,7 +103,8 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
     """Context manager that sets environment variables and makes Ray's compiled code read them.
 
-    On exit, the old values are restored.
+    On exit, these variables, RAY_AUTH_MODE and RAY_AUTH_TOKEN get their old values back, even if Ray has changed them.
+    Variables that had no value are removed.
     """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)

@@ -20,7 +20,11 @@ _STOP_SECONDS = 1.0
 
 
 class _Stream(Generic[Decoded]):
-    """Stream of the decoded samples of one task. A thread reads the samples and passes each to the decoding threads."""
+    """Iterable stream of the decoded samples of one task, in order.
+
+    A thread reads the samples and passes each to the decoding threads. An exception that is raised while a sample is
+    read or decoded is raised again during the iteration.
+    """
 
     def __init__(
         self,
@@ -101,7 +105,9 @@ class DecodeAhead(Generic[Task, Sample, Decoded]):
     def samples(self, task: Task, following: Task | None) -> Iterator[Decoded]:
         """Yield the decoded samples of a task in order.
 
-        After the last sample, start reading `following` in the background, unless it is None.
+        After the last sample, start reading and decoding the samples of `following` in the background, unless it is
+        None. If `following` is the `task` of the next call, that call yields these samples. Otherwise, they are
+        discarded. Exceptions raised by `read` or `decode` propagate to the caller.
         """
         stream = self._take(task)
         try:

@@ -58,7 +58,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class StageResult:
-    """Result of a stage. Commands print it as a summary, or as JSON if `--json` is given."""
+    """Result of running a stage, such as row counts and the time taken.
+
+    Commands print it as a summary, or as JSON if `--json` is given.
+    """
 
     stage: str
     folder: str
@@ -154,7 +157,9 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
 
 
 def require_space(plan: StagePlan) -> None:
-    """Check that the disk has enough free space for the pending work.
+    """Check that the disk of the output folder has enough free space for the pending work of a plan.
+
+    Do nothing if the free space is unknown, as in an object store.
 
     Raises:
         FolderError: the free space is too small. The message states the required and the free space.

@@ -37,7 +37,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Result of `priorkit doctor`. With `--json`, the command prints these fields and `problems`."""
+    """Report on the local machine: versions, hardware, free disk space, state of Ray, and missing packages.
+
+    `priorkit doctor` prints it. With `--json`, the command prints these fields and `problems`.
+    """
 
     versions: dict[str, str]
     """Versions of priorkit, Python and the operating system."""
@@ -62,18 +65,24 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[str]:
-        """Problems that prevent a stage from running, one line each."""
+        """Problems that prevent a stage from running, one line each.
+
+        A line names the missing and outdated packages of a stage, or says why the Ray cluster at `compute.address`
+        cannot be joined. Missing packages of extras are not included.
+        """
         problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.fix]
         return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]
 
 
 def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
-    """Diagnose the local machine.
+    """Collect the versions, hardware, free disk space, state of Ray and missing packages of the local machine.
+
+    If Ray is installed, and a Ray cluster is configured, the function tries to join it. If it cannot join, it does not
+    raise an exception; the result contains the error message.
 
     Args:
         folder: data folder whose free space is reported.
-        compute: settings that may name a Ray cluster. If they or the environment variable RAY_ADDRESS name one, the
-            function tries to join this cluster.
+        compute: settings that may name a Ray cluster. The environment variable RAY_ADDRESS may also name one.
     """
     (devices, notes), ray = _devices(), _ray(compute)
     return Diagnosis(
@@ -104,7 +113,12 @@ def describe_fault(need: Need) -> str:
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Return which of the packages that a stage or extra needs are installed, missing or outdated."""
+    """Check which of the packages that a stage or extra needs are installed, missing or outdated.
+
+    Args:
+        name: name of the stage or extra.
+        packages: names of the packages that it needs.
+    """
     installed = {package: installed_version(package) for package in packages}
     versions = {package: version for package, version in installed.items() if version is not None}
     required = requirements()
@@ -156,7 +170,11 @@ def _free_bytes(folder: str) -> int | None:
 
 
 def _ray(compute: ComputeSettings) -> dict[str, Any]:
-    """Collect the information for `Diagnosis.ray`. If an address is configured, try to join the cluster."""
+    """Collect the information for `Diagnosis.ray`.
+
+    If Ray is installed, and `compute.address` or RAY_ADDRESS names a cluster, try to join it. If this fails, return the
+    error message under the key `problem` or `note`.
+    """
     variable = os.environ.get("RAY_ADDRESS")
     ray_state: dict[str, Any] = {
         "version": installed_version("ray"), "RAY_ADDRESS": variable, "authentication": described_authentication(),

@@ -43,7 +43,7 @@ class _Pending:
 
 
 class ClipRetrievalEngine:
-    """Engine that embeds image shards with the code of clip-retrieval; implements `Engine`.
+    """Engine that reads and embeds image shards with the clip-retrieval package; implements `Engine`.
 
     Args:
         source: folder that contains the image shards.
@@ -75,7 +75,9 @@ class ClipRetrievalEngine:
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
         """Embed the samples of a task, and yield groups of embedded rows (windows) and failed samples; see `Engine`.
 
-        Rows are grouped by the file extension of their images. Within a group, the rows are in sample order.
+        Rows are grouped by the file extension of their images. Within a group, the rows are in sample order. A sample
+        fails if an earlier sample has the same key, or if clip-retrieval returns no embeddings for it. `following` is
+        not used.
 
         Raises:
             SettingsError: the task's shard is not an image shard.
@@ -160,7 +162,10 @@ class ClipRetrievalEngine:
 
 
 def check_settings(settings: EmbedSettings) -> None:
-    """Check that clip-retrieval supports the settings.
+    """Check that clip-retrieval supports the embed settings on this machine.
+
+    clip-retrieval always uses a GPU if one is available, and chooses the dtype itself. The settings `device` and
+    `dtype` must match its choice.
 
     Raises:
         SettingsError: clip-retrieval does not support a setting. The message names the setting.
@@ -190,9 +195,14 @@ def check_settings(settings: EmbedSettings) -> None:
 
 
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Return the positions of pending samples in a batch, keyed by sample key. Samples not in the batch are left out.
+    """Find pending samples in a batch, and return their positions, keyed by sample key.
 
-    If several rows of the batch have the same key, the first row is used.
+    Pending samples that are not in the batch are left out. If several rows of the batch have the same key, the first
+    row is used.
+
+    Args:
+        batch: batch that clip-retrieval's reader returned.
+        pending: mapping whose keys are the keys of the samples that have not been embedded yet.
     """
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):

@@ -31,7 +31,7 @@ sorted by length before they are divided into batches, so that each batch contai
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """Task to embed one shard."""
+    """Task to embed all samples of one input shard, or only its first `limit` samples."""
 
     shard: InputShard
     input: str
@@ -41,13 +41,13 @@ class EmbedTask:
 
     @property
     def name(self) -> str:
-        """Name of the embedding shard."""
+        """Name of the embedding shard that this task produces."""
         return embedding_shard_name(int(self.shard.name))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Sample that could not be embedded."""
+    """Sample that could not be embedded, with the reason for the failure."""
 
     key: str
     reason: str
@@ -72,7 +72,7 @@ class Window:
 
 
 class Engine(Protocol):
-    """Interface of an engine that embeds shards one at a time with one model."""
+    """Interface of embedding engines. An engine embeds one shard per call, always with the same model."""
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
         """Embed the samples of a task. Yield each sample exactly once, either as a row of a window or as a failure.
@@ -87,7 +87,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class _Row:
-    """Sample with its image decoded and preprocessed, ready to be embedded as one row."""
+    """Sample that is ready to be embedded as one row, with its decoded and preprocessed image.
+
+    The field `pixels` is None if images are not embedded, or once the image has been moved to a batch.
+    """
 
     key: str
     place: Place
@@ -154,7 +157,12 @@ class NativeEngine:
             yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
-        """Decode a sample, or return a failure if it is invalid. This method runs in the decoding threads."""
+        """Decode a sample's caption, and decode and preprocess its image. Runs in the decoding threads.
+
+        Return a failure if the sample could not be read, its image or caption is missing, its image cannot be decoded,
+        or its caption is not valid UTF-8. Images and captions that the settings exclude from embedding do not cause
+        failures.
+        """
         if sample.error is not None:
             return _failure(sample, sample.error)
         caption, pixels = "", None

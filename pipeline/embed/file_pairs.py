@@ -45,7 +45,11 @@ class _Pair:
 
 @dataclass(frozen=True)
 class FileShard:
-    """Input shard of consecutive image and caption pairs of a folder; implements `InputShard`."""
+    """Input shard of image and caption files from a folder; implements `InputShard`.
+
+    Its samples are consecutive pairs of an image file and a caption file, sorted by path. One file of a pair may be
+    missing.
+    """
 
     name: str
     fingerprint: str

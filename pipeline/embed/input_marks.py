@@ -67,14 +67,14 @@ class RecordedInputs:
     """Current file marks of the source files from which finished embedding shards were made.
 
     A file mark is the size, modification time and hash of a file. A file is hashed again only if its size or
-    modification time differs from the recorded mark.
+    modification time differs from the recorded mark. No exception is raised for a missing or unreadable file.
 
     Args:
         source: folder of the source files.
         folder: embeddings folder, which contains the recorded marks.
         shards: input shards.
         done: records of the finished embedding shards, keyed by shard name.
-        tell: callback for progress texts during hashing.
+        tell: callback for progress texts during hashing; None for no texts.
 
     Raises:
         FolderError: the folder was made by an older version of priorkit, which recorded no marks.
@@ -123,13 +123,14 @@ class RecordedInputs:
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Record the current file marks (size, modification time and hash) of the given shards' changed source files.
+        """Save the current file marks of the given shards' source files, if they differ from the recorded marks.
 
-        The next run then does not need to hash the source files of these shards again.
+        A file mark is the size, modification time and hash of a file. Because of the new marks, the next run does not
+        need to hash these files again.
 
         Args:
-            folder: embeddings folder.
-            names: names of embedding shards whose input content is unchanged.
+            folder: embeddings folder, in which the marks are saved.
+            names: names of embedding shards whose input content is unchanged. Modification times may have changed.
         """
         for name in set(names) & self.touched.keys():
             folder.write_json(_marks_name(name), to_json(self.touched[name]))

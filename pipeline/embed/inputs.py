@@ -36,9 +36,10 @@ class InputShard(Protocol):
         their file marks (recorded size, modification time and hash)."""
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
-        """Return the source files whose hashes no manifest contains.
+        """Return the source files whose changes are detected by file marks (recorded size, modification time and hash).
 
-        Changes to these files are detected by file marks (recorded size, modification time and hash).
+        Files whose hashes are in the manifest of the input folder are left out, because `fingerprint` covers their
+        contents.
 
         Args:
             limit: number of samples to include, starting with the first; None for all.
@@ -49,14 +50,14 @@ class InputShard(Protocol):
 
     @property
     def samples(self) -> int:
-        """Number of samples."""
+        """Number of samples in the shard."""
 
     @property
     def title(self) -> str:
         """Description of the shard's source, such as a file name, for messages."""
 
     def read(self, store: Store) -> Iterator[Sample]:
-        """Yield the samples in order. If a sample cannot be read, its `error` is set."""
+        """Yield the samples in order. If a sample cannot be read, its `error` gives the reason."""
 
     def tables(self, store: Store) -> list[pa.Table | None]:
         """Return a list with one item per part of the shard: the part's metadata table, or None if it has no table.
@@ -112,11 +113,17 @@ def open_input(url: str) -> Store:
 
 
 def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
-    """List the shards of an input, ordered by number.
+    """Divide an input into shards, each of which becomes one embedding shard.
+
+    Image shards are used as they are, or joined if `rows_per_shard` is set. Image files, caption files and tables are
+    divided into shards of `rows_per_shard` samples, or `_ROWS_PER_SHARD` if it is not set.
 
     Args:
         url: folder, or a single Parquet file.
         settings: embed settings, which determine the input format and the number of samples per shard.
+
+    Returns:
+        Input shards, ordered by number.
 
     Raises:
         InputError: the input contains nothing to embed, or the folder was written by a stage other than `download`.
@@ -143,13 +150,16 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
 
 def _kind_of(store: Store, url: str) -> _Kind:
-    """Detect the input format from the file names.
+    """Detect the input format.
 
-    If the folder contains both image shards and Parquet tables, the tables count as the metadata of the image shards.
+    A Parquet file is `parquet`, and a folder with a manifest is `webdataset`. For any other folder, the file names
+    decide: `webdataset` if there are tar files, otherwise `parquet` if there are Parquet tables, otherwise `files`.
+    Tables do not count if they only contain the metadata of tar files, or of image folders with the same names as the
+    tables.
 
     Raises:
         InputError: the folder is empty, the input is a single file that is not a Parquet table, or the folder contains
-            image files as well as image shards or tables.
+            image files as well as tar files or tables that count.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"

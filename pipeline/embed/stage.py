@@ -153,14 +153,18 @@ def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) 
 
 
 def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
-    """Return the initial manifest of an embeddings folder, which lists no shards yet.
+    """Return a new manifest for an embeddings folder. It contains the settings, but no shards yet.
 
     In the manifest's settings, the paths of local CLIP files are replaced by hashes of the files.
 
     Args:
         settings: embed settings, with `device` and `threads` resolved to actual values.
-        store: folder to resume; None for a new folder. If the folder's manifest has another name for the same CLIP
-            model, the name in the manifest is kept.
+        store: embeddings folder to resume; None for a new folder. If the manifest in this folder has another name for
+            the same CLIP model, that name is used, so that the folder can be resumed.
+
+    Raises:
+        SettingsError: the engine is `clip-retrieval`, which does not support one of the settings.
+        InputError: a local CLIP file or folder is missing.
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
@@ -181,7 +185,10 @@ def plan_embed(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Plan what `embed` would do, without embedding anything. See `embed` for the arguments."""
+    """Return the shards and samples that `embed` would process, with estimates of the time and the disk space.
+
+    Nothing is embedded or written. See `embed` for the arguments.
+    """
     settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
@@ -213,10 +220,11 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 def plan_tasks(
     images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """Return one task per input shard, and the file marks (sizes, modification times and hashes) of the source files.
+    """Return one task for each input shard, and the file marks (size, modification time and hash) of the source files.
 
-    If there is a limit, shards beyond it have no task. However, samples that are already embedded are always included,
-    even if they exceed the limit.
+    If there is a limit, shards beyond it get no task, and the last task may include only the first samples of its
+    shard. Samples that are already embedded are included even if they exceed the limit, up to the first shard beyond
+    the limit that is not embedded.
 
     Args:
         images: folder or file to embed.
@@ -252,9 +260,14 @@ def plan_tasks(
 
 
 def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: RecordedInputs) -> int | None:
-    """Return the number of samples that a shard's record covers, including failed samples.
+    """Return the number of samples of a shard that have already been processed, including those that failed.
 
-    Return None if there is no record, or if the record does not match the current input.
+    Return None if the shard has no record, or if its input has changed since the record was made.
+
+    Args:
+        record: record of the finished embedding shard; None if there is none.
+        shard: input shard.
+        inputs: current file marks of the source files.
     """
     if record is None:
         return None

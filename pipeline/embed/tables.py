@@ -133,9 +133,10 @@ def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
 
 
 def _paths(table: pa.Table, column: str | None) -> list[str | None]:
-    """Return the image path of each row, or None for a row without a path.
+    """Return the path that is stored for each row's image, or None for a row without a path.
 
-    Hugging Face datasets store each image as a struct with its path, its bytes, or both.
+    Hugging Face datasets store each image as a struct with its path, its bytes, or both. For any other kind of column,
+    or if `column` is None, return None for every row.
     """
     values = None if column is None else table.column(column)
     if values is None or not pa.types.is_struct(values.type) or "path" not in [field.name for field in values.type]:
@@ -226,6 +227,14 @@ def list_table_shards(
 
 def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
     """Check that a table has the columns to embed, with types suitable for captions or images.
+
+    A column of type null is accepted, because its rows fail one by one when they are embedded.
+
+    Args:
+        schema: schema of the table.
+        path: path of the table, for error messages.
+        caption_column: column with the captions; None if captions are not embedded.
+        image_column: column with the images; None if images are not embedded.
 
     Raises:
         SettingsError: a column is missing or has an unsuitable type.

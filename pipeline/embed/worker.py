@@ -36,7 +36,7 @@ The status and error message are the same in all embedded rows. The other column
 
 
 def failures_name(shard: str) -> str:
-    """Return the path of the table that lists a shard's failed samples."""
+    """Return the path of the Parquet table that lists a shard's failed samples, relative to the embeddings folder."""
     return f"failures/failures_{shard}.parquet"
 
 
@@ -56,10 +56,10 @@ class _Embedded:
 
 
 class EmbedWorker:
-    """Callable that embeds one shard per call in this process, with a single model.
+    """Callable that embeds one shard per call, writes the shard's files, and returns its record.
 
-    Use the worker as a context manager, so that the engine's threads stop on exit. Otherwise, the threads run until the
-    process ends.
+    All calls use the same CLIP model, which is loaded in this process. Use the worker as a context manager, so that the
+    engine's threads stop on exit. Otherwise, the threads run until the process ends.
 
     Args:
         source: input folder.
@@ -165,9 +165,15 @@ class EmbedWorker:
 
 
 def _add_window(window: Window, done: _Embedded, spools: dict[str, RowSpool]) -> None:
-    """Append the rows of a window to `done` and `spools`.
+    """Append the embeddings of a window to `spools`, and the keys, positions and captions of its rows to `done`.
 
-    The embeddings are normalised first, unless the engine has already normalised them.
+    The embeddings are stored as float16. They are normalised first, and their original norms are added to `done`,
+    unless the engine has already normalised them.
+
+    Args:
+        window: rows that the engine has embedded.
+        done: rows of the shard that were collected so far.
+        spools: temporary file for each array of the shard, keyed by array name.
 
     Raises:
         InputError: an embedding is zero, or contains NaN or infinity.
