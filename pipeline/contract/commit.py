@@ -104,21 +104,25 @@ class ShardCommit:
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Move a shard's new files over its old files. After an interruption, the call can be repeated to move the rest."""
+    """Move a shard's new files from `REPLACEMENT_FOLDER` over its old files, and its new record last.
+
+    Files that have already been moved are skipped, so the call can be repeated after an interruption.
+    """
     for name in (*record.files, *record.logs, f"{RECORD_FOLDER}/{record.name}.json"):
         store.move(f"{REPLACEMENT_FOLDER}/{name}", name)
 
 
 def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | None:
-    """Finish replacing shards whose writer was killed after it committed the new files.
+    """Finish replacing the shards whose writer was killed while it moved the new files over the old files.
 
-    The committed new files that are still in `REPLACEMENT_FOLDER` are moved over the old files.
+    A shard's new files are moved only if they are committed, which means that `REPLACEMENT_FOLDER` contains their
+    record.
 
     Args:
-        name: name of a shard; None for all shards.
+        name: name of the shard to finish; None to finish all shards.
 
     Returns:
-        The record of shard `name`; None if that shard had no committed new files, or if `name` is None.
+        The new record of shard `name`; None if that shard has no committed new files, or if `name` is None.
     """
     records = read_records(store, f"{REPLACEMENT_FOLDER}/{RECORD_FOLDER}")
     for record in records.values():
@@ -135,10 +139,13 @@ class StageFolder:
         self.manifest = manifest
 
     def pending(self, inputs: Mapping[str, str]) -> list[str]:
-        """Return the names of the shards that still need processing.
+        """Return the names of the shards that still need to be processed.
 
-        Before writing these shards, pass their names to `withdraw`, so that a killed process cannot leave an old record
-        next to new files.
+        A shard is processed if it has no record, if its input or the settings have changed, or if its files are missing
+        or have the wrong size.
+
+        Before writing these shards, pass their names to `withdraw`. Otherwise, a killed process could leave the old
+        record of a shard next to its new files.
 
         Args:
             inputs: fingerprint of each shard's input, by shard name.
@@ -146,7 +153,11 @@ class StageFolder:
         return pending_shards(self.store, self.manifest, inputs)
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Remove the records of shards that are about to be rewritten, so that these shards count as incomplete."""
+        """Remove the records of shards that are about to be rewritten, so that these shards count as incomplete.
+
+        Args:
+            names: names of the shards. Shards without a record are ignored.
+        """
         known = [name for name in names if name in self.manifest.shards]
         for name in known:
             del self.manifest.shards[name]
@@ -156,19 +167,30 @@ class StageFolder:
                 self.store.remove(f"{RECORD_FOLDER}/{name}.json")
 
     def add(self, record: ShardRecord) -> None:
-        """Add a shard's record to the manifest in memory. A worker has already written the record to its own file."""
+        """Add the record of a newly committed shard to the manifest in memory, without writing the manifest file.
+
+        The process that wrote the shard has already saved the record in a separate file.
+        """
         self.manifest.shards[record.name] = record
 
     def describe(self, **about: Any) -> None:
-        """Add entries about the folder's content to the manifest's `about` dictionary, and write the manifest."""
+        """Add entries to the manifest's `about` dictionary, and write the manifest file.
+
+        Args:
+            about: entries to add, such as the identity of the CLIP model. An existing entry with the same name is
+                replaced.
+        """
         self.manifest.about.update(about)
         self._write_manifest()
 
     def finish(self) -> None:
         """Write all shard records to the manifest file, and remove the files that are no longer needed.
 
-        The removed files are the separate record files, which are now part of the manifest, temporary files, and new
-        files that were meant to replace a shard but were never committed.
+        The following files are removed:
+
+        - the separate record files, because the manifest now contains the records;
+        - new files of existing shards that were never committed;
+        - temporary files.
         """
         self._write_manifest()
         known = {f"{RECORD_FOLDER}/{name}.json" for name in self.manifest.shards}
@@ -189,15 +211,17 @@ class StageFolder:
 def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Iterator[StageFolder]:
     """Context manager that locks a stage's folder for writing and yields it as a `StageFolder`.
 
-    Shards that are already in the folder are kept unless `overwrite` is True.
-
     Args:
-        planned: manifest with the stage, settings and input that are about to be written.
+        store: folder of the stage; created if it does not exist.
+        planned: new manifest of the folder, with the stage, settings and input of this run. Unless `overwrite` is True,
+            the shard records and `about` entries of the existing manifest are added to it.
         overwrite: True to discard the shards already in the folder, even if they were made with other settings.
 
     Raises:
-        FolderError: the folder contains unrelated files, belongs to another stage, was made with other settings, or
-            is being written by another process.
+        FolderError: the location is a file, or the folder contains unrelated files, was written by another stage or is
+            being written by another process. Also raised if the folder was made with other settings and `overwrite` is
+            False.
+        InputError: the existing manifest or a record in the folder is damaged.
     """
     check_stage(store, planned, overwrite=overwrite)
     with lock_folder(store):
@@ -217,13 +241,13 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
 def check_stage(
     store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
 ) -> Manifest | None:
-    """Check that the planned stage may write to a folder.
+    """Check that a stage may write to a folder.
 
     Args:
-        planned: manifest with the stage and settings that are about to be written.
+        store: folder to check; it may be empty or missing.
+        planned: manifest that the stage is about to write. Only its stage and settings are compared.
         overwrite: True to accept a folder that was made with other settings.
-        advice: phrase for the error message about other settings, which tells the user what to do instead of
-            restoring the old settings.
+        advice: what the user can do instead of restoring the old settings, as a phrase for the error message.
 
     Returns:
         The folder's manifest; None if the folder has none.
@@ -231,6 +255,7 @@ def check_stage(
     Raises:
         FolderError: the location is a file, or the folder contains unrelated files or was made by another stage or with
             other settings.
+        InputError: the folder's manifest or a record is damaged.
     """
     existing = read_manifest(store)
     if existing is None:
@@ -255,7 +280,10 @@ def check_stage(
 
 
 def _clear_replacements(store: Store) -> None:
-    """Remove new files that were meant to replace a shard's old files but were never committed."""
+    """Remove the files in `REPLACEMENT_FOLDER`, and the folder itself if it is local.
+
+    These files were written to replace a shard's old files, but the process was killed before it committed them.
+    """
     for name in store.names(REPLACEMENT_FOLDER):
         store.remove(name)
     if store.is_local:
@@ -267,15 +295,25 @@ def _clear_replacements(store: Store) -> None:
 def _data_files(store: Store) -> list[str]:
     """Return the names of all files except the manifest, lock, lease and temporary files.
 
-    If the result is empty, the folder counts as empty. For example, this is the case if a stage failed before it wrote
-    a shard.
+    If the result is empty, a stage may use the folder like an empty one. For example, a stage that failed before it
+    wrote a shard leaves only files that are not in the result.
     """
     bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
     return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """Return a string that lists all differences between two nested dicts of settings as `name: old -> new`."""
+    """Describe the differences between two nested dicts of settings, for a message.
+
+    Args:
+        old: first settings.
+        new: second settings.
+        prefix: text before each name; used by the recursive calls for nested dicts.
+
+    Returns:
+        All differences as `name: old value -> new value`, joined by commas; empty if there are none. The names of
+        nested settings are joined by dots. The value of a missing setting is written as `absent`.
+    """
     parts = []
     for name in sorted(set(old) | set(new)):
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)

@@ -52,14 +52,18 @@ def pair_files(names: Iterable[str], url: str) -> dict[int, dict[str, str]]:
 
 
 def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -> dict[int, dict[str, str]]:
-    """Group the files of an embeddings folder into shards, accepting shards that lack files.
+    """Group the files of an embeddings folder into shards by the number in the file name.
 
-    The result has the same form as that of `pair_files`.
+    Unlike `pair_files`, this function accepts shards that lack files.
 
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
-        report: callback that receives an error message for each file that cannot be assigned to a shard.
+        report: callback that receives an error message for each file that cannot be assigned to a shard. If the
+            callback returns, the file is left out of the result.
+
+    Returns:
+        Dict of the same form as the result of `pair_files`.
     """
     pairs: dict[int, dict[str, str]] = {}
     for name in names:
@@ -84,8 +88,8 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
     """Yield an error message for each kind of file that is missing from a shard.
 
     Args:
-        files: file names of the shard, by kind.
-        kinds: kinds of files that the shard should have.
+        files: names of the shard's existing files, by kind; at least one.
+        kinds: kinds of files that the shard should have, such as `img_emb`.
         url: location of the folder, for messages.
     """
     other = next(iter(files.values()))

@@ -41,9 +41,10 @@ _CACHED_HASHES = 1024
 
 @dataclass(frozen=True)
 class FileMark:
-    """Hash, size and modification time of a file, recorded to detect later changes.
+    """Size, modification time and hash of a file, recorded to detect later changes to the file.
 
-    Size and time are compared first. The file is read and its hash compared only if they differ or are unreliable.
+    If the size and modification time still match, the file counts as unchanged and is not read. If they differ, or if
+    the recorded time is unreliable, the file is read and its hash is compared.
     """
 
     bytes: int
@@ -54,19 +55,32 @@ class FileMark:
 
     @staticmethod
     def of(stamp: Stamp, sha256: str) -> FileMark:
-        """Create a mark from a file's hash and its stamp (size and modification time) from before the file was read."""
+        """Create a mark from a file's stamp (size and modification time) and hash.
+
+        Args:
+            stamp: stamp of the file from before it was read. If it is not settled, its modification time is not
+                recorded.
+            sha256: hash of the file's content.
+        """
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
 
     def is_of(self, stamp: Stamp) -> bool:
-        """Return True if a file's current stamp (size and modification time) shows that the file is unchanged.
+        """Return True if a file's size and modification time show that it has not changed since this mark was recorded.
 
         If the result is False, the file may or may not have changed, and its hash must be compared.
+
+        Args:
+            stamp: current stamp (size and modification time) of the file.
         """
         return self.modified is not None and (self.bytes, self.modified) == (stamp.bytes, stamp.modified)
 
 
 class _Hashes:
-    """File hashes computed by this process, each with the file's stamp (size and modification time) at that time."""
+    """Hashes of the files that this process has read, each with the file's stamp (size and modification time).
+
+    The stamp is determined before the file is read. `note` and `take` pass the hash from the code that reads a shard to
+    `marks_of_read`. `compute` hashes a file, with a cache that avoids hashing an unchanged file again.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,10 +112,13 @@ class _Hashes:
         return None if entry is None else (FileMark.of(*entry[:2]), entry[2])
 
     def compute(self, store: Store, name: str, stamp: Stamp) -> str:
-        """Return the SHA-256 of a file, from the cache if the file's size and modification time have not changed.
+        """Return the SHA-256 of a file, and store it in the cache.
+
+        The file is not read if the cache contains its hash and its stamp (size and modification time) shows that it has
+        not changed since then.
 
         Args:
-            stamp: current size and modification time of the file.
+            stamp: current stamp of the file.
 
         Raises:
             InputError: the file cannot be read.
@@ -146,7 +163,7 @@ def note_file(store: Store, name: str) -> None:
 
 
 class _HashedReader:
-    """File wrapper that hashes the file while it is read sequentially."""
+    """Read-only wrapper of a binary file that computes the SHA-256 of all bytes read. Seeking is not supported."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
@@ -178,12 +195,20 @@ def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
 
 
 def marks_of_read(store: Store, names: Iterable[str]) -> dict[str, FileMark]:
-    """Return the mark (size, modification time and hash) of each source file of a shard that has just been read.
+    """Return the mark (size, modification time and hash) of each source file of a shard, after the shard has been read.
 
-    Files that were not hashed while they were read are hashed now. Unreadable files get the hash `UNREADABLE`.
+    The hashes that `note_content`, `note_file` and `open_hashed` stored for these files are used and removed. Files
+    without a stored hash are hashed now. Missing and unreadable files get the hash `UNREADABLE`.
+
+    Args:
+        store: folder of the files.
+        names: names of the shard's source files.
+
+    Returns:
+        Marks by file name.
 
     Raises:
-        InputError: a file changed while it was being read.
+        InputError: a file has changed since `note_file` hashed it.
     """
     marks: dict[str, FileMark] = {}
     unhashed, separate = [], []
@@ -243,7 +268,13 @@ def identify(
 
 
 def content_fingerprint(marks: Mapping[str, FileMark]) -> str:
-    """Return a hash of file names and contents, given the files' marks. The folder's location does not affect it."""
+    """Return a hash of the names and contents of a set of files.
+
+    The location of their folder and the modification times do not affect it.
+
+    Args:
+        marks: mark of each file, by file name relative to the folder.
+    """
     return fingerprint({name: mark.sha256 for name, mark in marks.items()})
 
 

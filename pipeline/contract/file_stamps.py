@@ -29,7 +29,11 @@ _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modi
 
 @dataclass(frozen=True)
 class Stamp:
-    """Size and modification time of a file, as reported by its file system without reading the content."""
+    """Size and modification time of a file, as reported by its file system without reading the content.
+
+    For a file in an object store, tags such as the ETag take the place of the modification time if the store reports
+    them.
+    """
 
     bytes: int
     modified: str | None
@@ -101,7 +105,10 @@ def file_stamp(store: Store, path: str, described: Mapping[str, Any]) -> Stamp:
 
 
 def remote_stamp(described: Mapping[str, Any]) -> Stamp:
-    """Return the stamp (size, and modification time or tags) of a remote file, given its entry in an fsspec listing."""
+    """Return the stamp (size and modification time) of a remote file, given its entry in an fsspec listing.
+
+    If the entry contains tags such as the ETag, they are used instead of the modification time.
+    """
     size = int(described.get("size") or 0)
     tags = {name: str(described[name]) for name in _CONTENT_TAGS if described.get(name)}
     if tags:

@@ -20,7 +20,7 @@ class FileRecord:
 
 
 class HashingFile(io.RawIOBase):
-    """Writable binary file that counts and hashes the bytes written to it."""
+    """Writable binary file that passes all bytes on to another file, and counts and hashes them."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target
@@ -41,7 +41,7 @@ class HashingFile(io.RawIOBase):
         return self._bytes
 
     def record(self) -> FileRecord:
-        """Return the size and hash of the bytes written so far."""
+        """Return the number and the SHA-256 of the bytes written so far."""
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 

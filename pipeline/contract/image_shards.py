@@ -26,7 +26,7 @@ _START_BYTES = max(map(len, _COMPRESSED_STARTS))
 
 @dataclass(frozen=True)
 class ImageShard:
-    """Webdataset shard: a tar file with images, and usually a Parquet table with one row per URL."""
+    """Tar file of images and captions in webdataset format, usually with a Parquet table that has one row per URL."""
 
     name: str
     """Shard number as written in the file names, such as `00012`."""
@@ -53,7 +53,8 @@ class ImageShard:
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """Return the names of the shard's files whose hashes are not recorded in a manifest.
 
-        `limit` is ignored, because a tar is always read in full.
+        Args:
+            limit: number of samples that will be used. It has no effect, because a tar is always read in full.
         """
         return self.files
 
@@ -78,16 +79,21 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a one-item list. The item is the shard's table; None if the shard has no table with a `key` column."""
+        """Return a list whose only item is the shard's Parquet table.
+
+        The item is None if the shard has no table, or if the table has no `key` column.
+        """
         return [read_shard_table(store, self)]
 
 
 def list_image_shards(store: Store) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
 
+    The folder was written by the `download` stage, or by another tool such as img2dataset, which writes no manifest.
+
     Raises:
-        InputError: the folder contains no image shards or was not written by the `download` stage, a file listed in
-            the manifest is missing or has another size, or a tar is compressed, misnamed or missing.
+        InputError: the folder contains no image shards, or its manifest was written by another stage. Also raised if a
+            file listed in the manifest is missing or has another size, or if a tar is compressed, misnamed or missing.
     """
     manifest = read_manifest(store)
     if manifest is None:
@@ -122,8 +128,8 @@ def _tar_names(store: Store) -> list[str]:
     """Return the names of the tar files in a folder without a manifest.
 
     Raises:
-        InputError: a tar is compressed, the name of a tar is not a number, two tars have the same number, or there is
-            a table without a tar.
+        InputError: a tar is compressed, its name is not a number, or another tar has the same number. Also raised if a
+            Parquet table such as `00012.parquet` lacks the tar that belongs to it, `00012.tar`.
     """
     names = store.names()
     if compressed := next(filter(is_compressed_tar, names), None):

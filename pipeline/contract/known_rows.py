@@ -21,7 +21,7 @@ def join_rows(
     rows: Sequence[tuple[Place, str]],
     title: str,
 ) -> pa.Table:
-    """Find each embedded sample's row in the metadata tables of the input shards, and return these rows as one table.
+    """Find the row of each embedded sample in the metadata tables of the input, and return these rows as one table.
 
     A sample from an input shard without a table gets a row of nulls.
 
@@ -30,10 +30,14 @@ def join_rows(
             if the shard has no table.
         samples: position and key of every sample that was read, including failed ones, in any order.
         rows: position and key of each embedded sample, in output order.
-        title: name of the shard, for messages.
+        title: name of the input shard (or of several that are read as one), for messages.
+
+    Returns:
+        Table with one row per item of `rows`, in the same order.
 
     Raises:
-        InputError: the row of a sample is missing or ambiguous, or columns with the same name have different types.
+        InputError: a table has no row for the key of an embedded sample, or two samples with different keys match one
+            row. Also raised if columns of the same name have types that cannot be unified.
     """
     row_of_place: dict[Place, int] = {}
     keyed: list[pa.Table] = []

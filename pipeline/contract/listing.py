@@ -63,7 +63,9 @@ def _holds_data(folder: str) -> bool:
 
 
 def list_files(fs: Any, root: str, under: str = "") -> list[str]:
-    """Return the sorted names of the data files in a folder and its subfolders. Links to folders are followed.
+    """Return the sorted names of the data files in a folder and its subfolders.
+
+    Links to folders are followed. If the folder does not exist, the list is empty.
 
     Args:
         fs: fsspec file system.
@@ -71,24 +73,28 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
         under: subfolder of `root` to list; empty lists all of `root`.
 
     Raises:
-        InputError: a local folder cannot be listed.
+        InputError: a local folder cannot be listed, for example because it is not readable.
     """
     return list(describe_files(fs, root, under, details=False))
 
 
 def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True) -> dict[str, dict[str, Any]]:
-    """Return a dict that maps the name of each file that `list_files` returns to the file's fsspec listing entry.
+    """List the data files in a folder and its subfolders, with the information that fsspec has about each file.
 
-    An entry contains, for example, the file's size and modification time.
+    Links to folders are followed.
 
     Args:
         fs: fsspec file system.
         root: path of the folder in the file system. Returned names are relative to this folder.
         under: subfolder of `root` to list; empty lists all of `root`.
-        details: False to return an empty entry for each file, which is faster.
+        details: False to return an empty dict for each file, which is faster.
+
+    Returns:
+        Dict that maps file names, in sorted order, to fsspec listing entries. An entry is a dict that contains, for
+        example, the file's size and modification time. If the folder does not exist, the result is empty.
 
     Raises:
-        InputError: a local folder cannot be listed.
+        InputError: a local folder cannot be listed, for example because it is not readable.
     """
     base = root.rstrip("/")
     folder = f"{base}/{under}" if under else root

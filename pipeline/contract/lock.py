@@ -36,10 +36,13 @@ _WARNED: set[str] = set()
 
 @contextlib.contextmanager
 def lock_folder(store: Store) -> Iterator[None]:
-    """Context manager that locks a folder, so that only this process writes to it. The folder is created if necessary.
+    """Context manager that lets only this process write to a folder until the `with` block ends.
+
+    The folder is created if it does not exist.
 
     Raises:
         FolderError: another process is writing to the folder.
+        InputError: the folder's lease file (a lock file with an expiry time) is damaged.
     """
     store.make()
     with _file_lock(store) if store.is_local else _lease(store):
@@ -48,7 +51,9 @@ def lock_folder(store: Store) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _file_lock(store: Store) -> Iterator[None]:
-    """Context manager that locks a local folder with `flock`, or with a lease if its file system has no locks.
+    """Context manager that locks a local folder with `flock`.
+
+    If the file system does not support `flock`, the folder is locked with a lease (a lock file with an expiry time).
 
     Raises:
         FolderError: another process is writing to the folder.

@@ -39,12 +39,12 @@ def fingerprint(value: Any) -> str:
 
 
 def image_shard_name(index: int) -> str:
-    """Return the name of an image shard: its index in five digits, as in img2dataset."""
+    """Return the name of the image shard with the given index: five digits (`00012`), as in img2dataset."""
     return f"{index:05d}"
 
 
 def embedding_shard_name(index: int) -> str:
-    """Return the name of an embedding shard: its index in four digits, as in clip-retrieval."""
+    """Return the name of the embedding shard with the given index: four digits (`0012`), as in clip-retrieval."""
     return f"{index:04d}"
 
 
@@ -115,7 +115,7 @@ class Manifest:
         return fingerprint({name: record.content() for name, record in self.shards.items()})
 
     def counts(self) -> dict[str, int]:
-        """Return the number of rows for each outcome, summed over all shards."""
+        """Return the number of rows for each outcome (`success` or a reason for failure), summed over all shards."""
         total: dict[str, int] = {}
         for record in self.shards.values():
             for outcome, number in record.counts.items():
@@ -179,9 +179,11 @@ def read_manifest(store: Store) -> Manifest | None:
 
 
 def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRecord]:
-    """Read the record files in the subfolder `folder`, and return the shard records by shard name.
+    """Return the shard records that are stored as separate JSON files in a subfolder, by shard name.
 
-    The default subfolder contains the records that have not been merged into the manifest yet.
+    Args:
+        store: output folder of a stage.
+        folder: name of the subfolder. By default, the one with the records that are not yet in the manifest.
 
     Raises:
         InputError: a record is damaged.
@@ -200,10 +202,15 @@ def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRe
 
 
 def require_manifest(store: Store, stage: str) -> Manifest:
-    """Return the manifest of a folder, after checking that `stage` wrote it.
+    """Return the manifest of a folder, after checking that the given stage wrote it.
+
+    Args:
+        store: folder whose manifest is read.
+        stage: name of the stage, such as `download`.
 
     Raises:
-        InputError: the folder has no manifest, or another stage wrote it. The message names the commands of the stages.
+        InputError: the folder has no manifest, or another stage wrote it. The message names the `priorkit` commands of
+            the stages. Also raised if the manifest is damaged.
     """
     return require_stage(store, read_manifest(store), stage)
 
@@ -227,19 +234,23 @@ def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manife
 
 
 def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
-    """Return the names of a record's files that are missing or do not have the recorded size.
+    """Return the names of the files in a shard's record that are missing from the folder or have the wrong size.
 
     Args:
-        sizes: size in bytes of each file in the folder, by name. The result of one `Store.sizes` call can be used
-            for all records.
+        record: record of the shard, with the expected sizes.
+        sizes: actual size in bytes of each file in the folder, by name, from `Store.sizes`. The same dict can be passed
+            for every record.
     """
     return [name for name, entry in record.files.items() if sizes.get(name) != entry.bytes]
 
 
 def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """Return a dict that maps the name of each incomplete shard to the names of its missing files.
+    """Find the shards in a manifest that have missing files, or files whose size differs from the recorded size.
 
-    A file also counts as missing if its size differs from the recorded size. The folder is listed only once.
+    The folder is listed only once. The content of the files is not checked.
+
+    Returns:
+        Dict that maps the name of each such shard to the names of these files; empty if no shard is damaged.
     """
     sizes = store.sizes() if manifest.shards else {}
     missing = {name: missing_files(record, sizes) for name, record in manifest.shards.items()}

@@ -35,13 +35,16 @@ def require_known_layout(store: Store) -> None:
 
 
 def describe_other_layout(store: Store, names: list[str]) -> str:
-    """Return a description of an unsupported layout, and of how to convert its files.
+    """Describe why a folder cannot be read as an embeddings folder, and what the user can do about it.
+
+    Either its files are in an unsupported layout, or the embeddings folder is above or inside the given folder.
 
     Args:
+        store: folder that the user named.
         names: names of the files in the folder.
 
     Returns:
-        String to append to the folder's location in a message; empty if the files match no known unsupported layout.
+        String to append to the folder's location in a message; empty if no such problem is recognised.
     """
     folders = sorted({place for name in names if (place := _folder_of_embeddings(name)) is not None})
     if "" in folders:
@@ -75,17 +78,16 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
 
 
 def _folder_of_embeddings(name: str) -> str | None:
-    """Return the embeddings folder that a file belongs to, if the user named a folder above or inside it by mistake.
+    """Return the embeddings folder that contains a file, if it differs from the folder that the user named.
 
     Args:
         name: path of the file relative to the folder that the user named.
 
     Returns:
-        - Relative path of the embeddings folder if it is inside the named folder, such as `part1` for
-          `part1/img_emb/img_emb_0.npy`.
-        - Empty string if the embeddings folder is the parent of the named folder, as for `img_emb_0.npy`.
-        - None if the named folder is the embeddings folder, as for `img_emb/img_emb_0.npy`, or if the file contains no
-          embeddings or metadata in a known layout.
+        - `part1` for `part1/img_emb/img_emb_0.npy`: the embeddings folder is `part1`, inside the named folder.
+        - Empty string for `img_emb_0.npy`: the embeddings folder is the parent of the named folder.
+        - None for `img_emb/img_emb_0.npy`: the named folder is the embeddings folder.
+        - None for any file that does not contain embeddings or metadata in a supported layout.
     """
     *above, folder, file = ["", *name.split("/")]
     kind, _, number = file.partition(".")[0].rpartition("_")

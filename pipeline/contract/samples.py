@@ -32,7 +32,10 @@ FIRST = Place()
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its caption, either of which may be missing."""
+    """An image and its caption, as read from the input. Either of them may be missing.
+
+    If the sample could not be read, `error` is set.
+    """
 
     key: str
     image: bytes | None
@@ -55,7 +58,13 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(extensions: Iterable[str]) -> str:
-    """Return a phrase for messages that lists a sample's file extensions, and those expected of images and captions."""
+    """Return a phrase for error messages about a sample that lacks its image or caption.
+
+    The phrase lists the file extensions that the sample has, and those that images and captions should have.
+
+    Args:
+        extensions: file extensions of the sample, without the leading dot.
+    """
     names = [f".{extension}" for extension in extensions]
     more = ", ..." if len(names) > _NAMED_EXTENSIONS else ""
     present = f"the sample has {', '.join(names[:_NAMED_EXTENSIONS])}{more}"

@@ -47,10 +47,10 @@ def check_name(name: str) -> str:
 
 
 def _check_inside(name: str) -> str:
-    """Return `name` if it stays inside the folder; otherwise raise InputError.
+    """Return `name` if it is a relative path that stays inside the folder; otherwise raise InputError.
 
-    Names with a null byte or with an empty, `.` or `..` part are refused. Unlike `check_name`, this function accepts
-    all other characters, because other tools may have named the files.
+    Names with a null byte, and names with an empty, `.` or `..` part, are refused. All other characters are allowed,
+    unlike in `check_name`, because other tools may have named the files.
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise InputError(f"file name {name!r} leaves the folder; name a file in it")
@@ -114,15 +114,19 @@ class Store:
         return (Store, (self.url,))  # connections cannot be pickled, so each worker opens a new one
 
     def path(self, name: str) -> str:
-        """Return the full path of `name` in the file system; raise InputError if it is outside the folder."""
+        """Return the full path of the file `name` in the file system.
+
+        Raises:
+            InputError: `name` is not a relative path inside the folder.
+        """
         return f"{self.root.rstrip('/')}/{_check_inside(name)}"
 
     def open(self, name: str) -> BinaryIO:
-        """Open `name` for reading in binary mode."""
+        """Open the file `name` for reading in binary mode."""
         return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
 
     def size(self, name: str) -> int | None:
-        """Return the size of `name` in bytes, or None if the file does not exist."""
+        """Return the size of the file `name` in bytes, or None if it does not exist."""
         try:
             return int(self.fs.size(self.path(name)))
         except OSError as error:
@@ -181,19 +185,22 @@ class Store:
         return {name: int(info["size"] or 0) for name, info in self.describe(under).items()}
 
     def describe(self, under: str = "") -> dict[str, dict[str, Any]]:
-        """Return a dict that maps the name of each file that `names` returns to the file's fsspec listing entry.
+        """Return the fsspec listing entry of each file that `names` returns, by file name.
 
-        An entry contains, for example, the file's size and modification time.
+        An entry is a dict that contains, for example, the file's size and modification time.
+
+        Args:
+            under: subfolder to list; empty lists the whole folder.
         """
         return describe_files(self.fs, self.root, under)
 
     def remove(self, name: str) -> None:
-        """Remove `name` if it exists."""
+        """Remove the file `name`. Do nothing if it does not exist."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(check_name(name)))
 
     def move(self, name: str, target: str) -> None:
-        """Rename `name` to `target`, replacing any existing file.
+        """Rename the file `name` to `target`, replacing any existing file.
 
         Do nothing if `name` does not exist, so that an interrupted series of moves can be repeated.
         """
@@ -212,10 +219,11 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Context manager that yields a file for writing `name` atomically. The file hashes all bytes written to it.
+        """Context manager that creates or replaces the file `name` atomically, and yields a file object to write to.
 
-        If the `with` block raises, no file is created or replaced. Local files are written with `atomic_file`. Remote
-        files are uploaded on exit. In an object store, a file is not visible until its upload is complete.
+        The yielded `HashingFile` computes the hash of the bytes written. If the `with` block raises, the file is not
+        created or replaced. Local files are written with `atomic_file`. Remote files are uploaded on exit. In an object
+        store, a file is not visible until its upload is complete.
         """
         path = self.path(check_name(name))
         if self.is_local:

@@ -46,11 +46,11 @@ def count_samples(store: Store, tar_name: str) -> int:
 
 
 class _SeenSamples:
-    """Keys and file extensions of the samples read so far, used to detect samples whose files are not consecutive.
+    """Record of the samples read so far from a tar, used to detect samples whose files are not consecutive.
 
-    Consecutive files with the same key are read as one sample. If the files of one sample are scattered, they are
-    therefore read as several samples with the same key but different file extensions. In contrast, samples with the
-    same key and a common file extension, such as `jpg`, are treated as different samples.
+    Only consecutive files with the same key are read as one sample. If `a.jpg` and `a.txt` are not consecutive, they
+    are therefore read as two samples with the same key but no common file extension. Samples that share both a key and
+    a file extension, such as two files `a.jpg`, are treated as different samples.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _SeenSamples:
     def is_split(self, key: str, members: Iterable[str]) -> bool:
         """Record a sample, and return True if its files seem to belong to an earlier sample in the tar.
 
-        This is the case if the earlier sample has the same key but no file extension in common with this sample.
+        This is the case if the tar's first sample with the same key has no file extension in common with this sample.
 
         Args:
             key: key of the sample.
@@ -79,11 +79,13 @@ def _groups(
     A new sample also starts if the current sample already has a file with the same extension.
 
     Args:
+        tar: open tar.
         tar_bytes: size of the tar in bytes. A member that claims to be larger than the tar is treated as damage.
-        read: function that returns the content to use for a file; called with each file of a sample.
+        read: function called with the header of each file, while the tar is at that file. Its result, such as the
+            file's content, represents the file in the yielded dict.
 
     Yields:
-        The key of each sample, and the results of `read` keyed by file extension.
+        The key of each sample, and a dict with the results of `read` by file extension.
 
     Raises:
         one of _TAR_ERRORS: the tar is damaged. The samples before the damage are yielded first.
@@ -107,10 +109,14 @@ def _groups(
 
 
 def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """Yield a tuple for each file or link in a tar that belongs to a sample: the member, its key and its extension.
+    """Yield the header, sample key and file extension of each file or link in a tar that belongs to a sample.
 
-    The key is the member's path up to the first dot in its file name. The extension is the rest of the name, in lower
-    case.
+    The key is the path up to the first dot in the file name, and the extension is the rest of the name in lower case.
+    For example, `cat/0007.seg.PNG` has key `cat/0007` and extension `seg.png`. Names without an extension, and files
+    that are not data files (see `is_data`), are skipped.
+
+    Raises:
+        one of _TAR_ERRORS: the tar is damaged, or a member claims to be larger than the tar.
     """
     if tar.firstmember is None:  # type: ignore[attr-defined]  # empty tar: `next` fails on Python 3.10
         return
@@ -126,6 +132,8 @@ def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarf
 
 def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
+
+    If the files of a sample are not consecutive, the part that comes later is yielded as a sample with an error.
 
     Args:
         hashed: True to compute the tar's hash while it is read, and to store it for `file_marks.marks_of_read`.

@@ -56,15 +56,18 @@ def decoded(values: pa.Array) -> pa.Array:
 
 
 def plain_column(column: pa.Array, kind: pa.DataType | None = None) -> pa.Array:
-    """Convert a column to a plain type: one without views, dictionaries, run-end encoding or extension types.
+    """Convert a column to a plain Arrow type.
 
-    In strings, invalid UTF-8 is replaced with U+FFFD.
+    Plain types contain no views, dictionaries, run-end encoding or extension types. If the target type is string,
+    invalid UTF-8 in text and binary values is replaced with U+FFFD.
 
     Args:
-        kind: target type; None for `plain_type(column.type)`.
+        column: column of any type.
+        kind: plain target type; None for `plain_type(column.type)`.
 
     Raises:
-        one of COLUMN_ERRORS: the column is damaged, or a value cannot be converted to the target type.
+        one of COLUMN_ERRORS: the column is damaged, or a value cannot be converted to the target type. A value that
+            Python cannot represent, such as a date after year 9999, also raises one of these errors.
     """
     kind = kind or plain_type(column.type)
     if isinstance(column.type, pa.BaseExtensionType) and column.type.extension_name == "arrow.uuid":
@@ -97,16 +100,17 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Return a table with its columns converted where necessary, so that pyarrow can select its rows and write them.
+    """Prepare an input table, so that any of its rows can be selected with `take` and written to the output.
 
-    Columns in Arrow's view layouts, which do not support row selection, are converted to plain types. In text,
-    invalid UTF-8 is replaced with U+FFFD.
+    Columns in Arrow's view layouts, which do not support row selection, are converted to plain types. In text columns,
+    invalid UTF-8 is replaced with U+FFFD. All other columns are returned unchanged.
 
     Args:
-        where: location of the table, for messages.
+        table: table read from an input file.
+        where: location of the table, which begins the error message.
 
     Raises:
-        InputError: a column cannot be read, or has a type that cannot be copied.
+        InputError: a column is damaged, or pyarrow cannot select rows of its type.
     """
     for at, field in enumerate(table.schema):
         column = table.column(at)
@@ -177,10 +181,14 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def group_names(values: pa.Array) -> list[str | None]:
-    """Convert the values of an array of any type to strings, so that rows with equal values can be grouped.
+    """Convert the values of a column to strings that identify groups, so that rows with equal values can be grouped.
 
-    Rows with the same string belong to the same group. Null and NaN become None. Bytes that are not valid UTF-8 are
-    converted to hexadecimal digits.
+    Args:
+        values: array of any type.
+
+    Returns:
+        One string per row; rows with the same string belong to the same group. The item is None for null and NaN. Bytes
+        are decoded as UTF-8, or written as hexadecimal digits if they are not valid UTF-8.
     """
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
@@ -195,7 +203,8 @@ def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
     Null and NaN become None.
 
     Args:
-        where: description of the column, for messages.
+        column: column with one key per row.
+        where: phrase that names the column and begins the error message, such as `column 'key' of 00012.tar`.
 
     Raises:
         InputError: the column contains lists, structs, maps or unions, or it cannot be read.

@@ -15,10 +15,10 @@ TypeTest = Callable[[pa.DataType], bool]
 
 
 def _tests(*names: str) -> tuple[TypeTest, ...]:
-    """Return the type predicates of `pyarrow.types` that have the given names, such as `is_string`.
+    """Return the functions of `pyarrow.types` that have the given names, such as `is_string`.
 
-    Predicates that the installed version of pyarrow lacks are skipped. That version also lacks the types that they
-    test for.
+    Each function tests whether an Arrow type is of a certain kind. Older versions of pyarrow lack some of these
+    functions, and also the types that they test for. The missing functions are skipped.
     """
     return tuple(getattr(pa.types, name) for name in names if hasattr(pa.types, name))
 
@@ -73,17 +73,17 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return True if a type holds text.
+    """Return True if the values of an Arrow type are text: strings, large strings or string views.
 
-    This includes dictionary or run-end encoded text, and extension types stored as text.
+    Dictionary-encoded and run-end-encoded text also counts, as do extension types stored as text.
     """
     return _is(stored_type(kind), _TEXT)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return True if a type holds variable-size bytes.
+    """Return True if the values of an Arrow type are binary values of variable size, including large binary and views.
 
-    This includes dictionary or run-end encoded bytes, and extension types stored as bytes.
+    Dictionary-encoded and run-end-encoded binary values also count, as do extension types stored as binary values.
     """
     return _is(stored_type(kind), _BYTES)
 
@@ -140,7 +140,11 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return an error message if columns of a plain type cannot be written to Parquet or JSON files; otherwise None."""
+    """Test whether rows of a column of a plain type can be selected and written to Parquet and JSON files.
+
+    Returns:
+        Message of the error that the first unsupported operation raises; None if all operations are supported.
+    """
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))
         json.dumps(column.to_pylist(), default=str)

@@ -44,7 +44,10 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """Information from the header of an embeddings file or the footer of a metadata file."""
+    """Information about a file of an embedding shard.
+
+    It comes from the header of a `.npy` file, or from the footer of a Parquet metadata file.
+    """
 
     rows: int
     embed_dim: int
@@ -62,13 +65,15 @@ class FileHeader:
 
 
 def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
-    """Return the header of an embeddings file, or the footer of a metadata file.
+    """Read the header of a `.npy` file of embeddings, or the footer of a Parquet metadata file.
 
     Args:
+        name: name of the file; the extension `.parquet` marks a metadata file.
         size: file size in bytes; None to look it up.
 
     Raises:
-        InputError: the header or footer is invalid, or the file is truncated.
+        InputError: the header or footer is invalid, the array does not have the shape `[N, D]` and an accepted dtype,
+            or the `.npy` file does not have the size that its header implies.
     """
     if size is None:
         size = store.size(name) or 0
@@ -115,7 +120,7 @@ def _read_layout(store: Store, name: str, file: BinaryIO) -> ArrayLayout:
 
 
 def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: np.ndarray) -> None:
-    """Read consecutive rows of an array file into `target`.
+    """Read consecutive rows of a `.npy` file into an existing array.
 
     Args:
         layout: layout of the file, from `read_layout`.

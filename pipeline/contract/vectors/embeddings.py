@@ -29,9 +29,14 @@ Files = Mapping[str, str]
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return, for each kind of file, the name of the first file whose header could be read.
+    """Return the name of the first valid file of each kind, with which `shard_faults` compares the other files.
 
-    `shard_faults` compares the other files of each kind with this file.
+    Args:
+        shards: file names of each shard, by kind, in order of the shards.
+        headers: header of each file, by file name. Files that are not in this dict are skipped.
+
+    Returns:
+        File names by kind, such as `img_emb`. Kinds without a valid file are omitted.
     """
     first: dict[str, str] = {}
     for files in shards:
@@ -42,18 +47,21 @@ def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> d
 
 
 def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], first: Files) -> Iterator[tuple[str, str]]:
-    """Yield the faults that make a shard unusable.
+    """Find the faults that make a shard unusable.
 
-    Faults are differing numbers of rows or embedding dimensions, and missing or unusable columns.
+    The files of a shard must have the same number of rows. All arrays in the folder must have the same embedding
+    dimension. Either all metadata files have a certain key or caption column, or none has it. Key, caption and group
+    columns must not occur twice in a file, and key columns must be convertible to text.
 
     Args:
         url: location of the folder, for messages.
-        files: files of the shard whose headers could be read, by kind, with image embeddings first.
-        headers: headers by file name.
-        first: first file of each kind, from `first_files`.
+        files: names of the shard's files, by kind, with image embeddings first. Files whose headers could not be read
+            are left out.
+        headers: header of each file in the folder, by file name.
+        first: file of each kind with which to compare the shard's files, from `first_files`.
 
     Yields:
-        For each fault, the kind of the faulty file and a sentence that describes the fault.
+        For each fault, the kind of the faulty file and an error message.
     """
     reference_kind = next((kind for kind in ("img_emb", "text_emb", "metadata") if kind in files), None)
     for kind, name in files.items():
@@ -88,7 +96,15 @@ def _column_faults(url: str, name: str, header: FileHeader, first_name: str, fir
 
 
 def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader]) -> list[str]:
-    """Return notes on unusual but accepted contents: missing shard numbers, and arrays with different dtypes."""
+    """Describe unusual but accepted contents of a folder: missing shard numbers, and arrays with different dtypes.
+
+    Args:
+        shards: file names of each shard, by kind, keyed by shard number in ascending order.
+        headers: header of each file, by file name. Files that are not in this dict are ignored.
+
+    Returns:
+        Notes for the user; empty if nothing is unusual.
+    """
     notes = []
     if missing := _missing_numbers(list(shards)):
         notes.append(missing)
@@ -102,7 +118,14 @@ def folder_notes(shards: Mapping[int, Files], headers: Mapping[str, FileHeader])
 
 
 def _missing_numbers(numbers: list[int]) -> str:
-    """Return a sentence about the gaps in the sorted shard numbers, or an empty string if there are no gaps."""
+    """Return a phrase that names the missing shard numbers, with advice for the user.
+
+    Args:
+        numbers: existing shard numbers in ascending order.
+
+    Returns:
+        The phrase; empty if no number is missing between the lowest and the highest.
+    """
     gaps = [(low + 1, high) for low, high in itertools.pairwise(numbers) if high > low + 1]
     if not gaps:
         return ""

@@ -58,7 +58,7 @@ def row_norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NormVerdict:
-    """Classification of `n` rows by norm, as two masks. Rows in neither mask are used as stored."""
+    """Result of `judge_norms` for `n` embeddings, as two masks. Embeddings in neither mask are used as stored."""
 
     bad: np.ndarray
     """`[n]` bool: True for rows that are refused, including those with NaN or infinite values."""
@@ -67,7 +67,12 @@ class NormVerdict:
 
 
 def judge_norms(norms: np.ndarray) -> NormVerdict:
-    """Classify rows as refused, normalised when read, or used as stored, by their norms `[n]`."""
+    """Decide from the L2 norms of embeddings whether each is used as stored, normalised when read, or refused.
+
+    Args:
+        norms: `[n]` norms. An embedding is used as stored if its norm deviates from 1 by at most `UNIT_TOLERANCE`. Up
+            to `ROUNDED_TOLERANCE`, it is normalised when read. Otherwise, it is refused.
+    """
     with np.errstate(invalid="ignore"):
         distance = np.abs(norms - np.float32(1))
         near = distance <= ROUNDED_TOLERANCE
@@ -87,11 +92,13 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
 
 
 def row_fault(embed: np.ndarray, norm: float) -> str:
-    """Return the reason why a row is refused, as a phrase such as `holds NaN` that follows the row's name in messages.
+    """Return the reason why an embedding is refused, as a phrase for a message.
+
+    Examples are `holds NaN`, `is all zeros` and `has norm 1.3, not 1`.
 
     Args:
-        embed: `[D]` row.
-        norm: norm of the row.
+        embed: `[D]` embedding.
+        norm: L2 norm of the embedding.
     """
     if np.isnan(embed).any():
         return "holds NaN"

@@ -13,10 +13,10 @@ _COPY_BYTES = 1 << 20
 
 
 class RowSpool:
-    """Temporary file to which rows with the same dtype and shape are appended.
+    """Array that is built row by row in a temporary file instead of in memory.
 
     Args:
-        dtype: dtype of the rows.
+        dtype: dtype of the array. Appended rows are converted to it.
         row_shape: shape of a row; `()` for scalars.
     """
 
@@ -26,7 +26,7 @@ class RowSpool:
         self.rows = 0
 
     def append(self, rows: np.ndarray) -> None:
-        """Append rows `[n, *row_shape]`."""
+        """Append `n` rows, given as an array of shape `[n, *row_shape]`."""
         assert rows.shape[1:] == self._row_shape, (rows.shape, self._row_shape)
         self._file.write(np.ascontiguousarray(rows, self._dtype).data)
         self.rows += len(rows)
@@ -43,12 +43,15 @@ class RowSpool:
         shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
 
     def mapped(self) -> np.ndarray:
-        """Return all rows `[N, *row_shape]` as a memory-mapped array, which stays valid after `close`."""
+        """Return all rows as a read-only memory-mapped array `[N, *row_shape]`.
+
+        The array remains valid after `close`. If there are no rows, it is an ordinary empty array.
+        """
         if self.rows == 0:
             return np.empty((0, *self._row_shape), self._dtype)
         self._file.flush()
         return np.memmap(self._file, self._dtype, "r", shape=(self.rows, *self._row_shape))
 
     def close(self) -> None:
-        """Close the temporary file, which deletes it."""
+        """Close the temporary file. Its disk space is freed once no array returned by `mapped` is in use."""
         self._file.close()
