@@ -69,9 +69,9 @@ class DownloadPlan:
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return True if it is certain that no shard remains to be downloaded.
+        """Return True if no shard remains to be downloaded.
 
-        If the list must be read to find out, return False.
+        Return False if this is uncertain because the list must be read to find out.
         """
         if len(self.complete) < len(self.existing):
             return False

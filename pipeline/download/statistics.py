@@ -64,9 +64,13 @@ def host_of(url: str | None) -> str:
 
 
 def rows_not_utf8(table: pa.Table) -> int:
-    """Return the number of list rows that contain U+FFFD in at least one string column.
+    """Count the rows of the URL list in which some text was not valid UTF-8.
 
-    The list reader replaces bytes that are not valid UTF-8 with U+FFFD.
+    The reader of the list replaces invalid bytes with U+FFFD. A row is counted if any of its string columns contains
+    this character.
+
+    Args:
+        table: rows of the URL list.
     """
     marked = [
         pc.fill_null(pc.match_substring(column, NOT_UTF8), False)
@@ -137,9 +141,13 @@ class ShardStatistics:
 
 
 def _most_failures(hosts: Mapping[str, collections.Counter[str]], limit: int) -> dict[str, dict[str, int]]:
-    """Return the `limit` hosts with the most failures, and the failure counts of each host by label.
+    """Return the `limit` hosts with the most failures, each with its failures counted by label.
 
     Hosts and labels are in descending order of failures.
+
+    Args:
+        hosts: number of failures of each host with each failure label, such as `dns`, keyed by host and then by label.
+        limit: maximum number of hosts to return.
     """
     ordered = sorted(hosts.items(), key=lambda item: (-item[1].total(), item[0]))
     return {host: dict(failures.most_common()) for host, failures in ordered[:limit]}

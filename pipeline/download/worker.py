@@ -183,7 +183,10 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return a row of the replaced shard unchanged. `claim` is ignored, because no response body arrives."""
+    """Return `row`, which was copied from the replaced shard, unchanged.
+
+    This row maker is used for rows that are not fetched again. `claim` is ignored, because no response body arrives.
+    """
     return row
 
 

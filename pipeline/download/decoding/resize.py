@@ -68,10 +68,10 @@ def _load_resizer() -> Any:
 
 
 class _Codec:
-    """Replacement for the `cv2` module in img2dataset's resizer.
+    """Stand-in for the `cv2` module that img2dataset's resizer uses.
 
-    `imdecode` returns pixels that were decoded beforehand. If encoding fails, `imencode` raises an error with the
-    reason. All other attributes are those of `cv2`.
+    `imdecode` does not decode: it returns the pixels that were stored in `pixels` before the call. If encoding fails,
+    `imencode` raises an error that gives the reason. All other attributes are those of `cv2`.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,10 @@ class _Codec:
         return getattr(cv2, name)
 
     def imdecode(self, buffer: np.ndarray, flags: int) -> np.ndarray | None:
-        """Return the prepared pixels and clear them. Both arguments are ignored."""
+        """Return the pixels stored in `pixels`, and reset `pixels` to None.
+
+        Both arguments are ignored, because the image has already been decoded.
+        """
         pixels, self.pixels = self.pixels, None
         return pixels
 
@@ -160,7 +163,14 @@ class ImageResizer:
         return not too_small and width * height <= self._max_area and longer / shorter <= self._max_ratio
 
     def _target(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height to which an image of this size is resized, before cropping or padding."""
+        """Return the width and height to which an image is resized, before cropping or padding.
+
+        If the resize mode is `no`, return the size unchanged.
+
+        Args:
+            width: width of the upright image in pixels.
+            height: height of the upright image in pixels.
+        """
         mode = self._settings.resize_mode
         if mode == "no":
             return width, height
@@ -214,7 +224,11 @@ class ImageResizer:
 
 @dataclass
 class _Header:
-    """Image header: stored size in pixels, Pillow mode, and the EXIF orientation (1 to 8) to apply."""
+    """Properties of an image file, read from its header.
+
+    `width` and `height` are in pixels, before rotation. `mode` is Pillow's name for the pixel format, such as `RGB`.
+    `orientation` is the EXIF orientation to apply after decoding, from 1 (upright) to 8.
+    """
 
     width: int = 0
     height: int = 0
@@ -228,11 +242,17 @@ class _Header:
 
 
 def _read_header(body: bytes, max_pixels: int) -> _Header:
-    """Read the image header with Pillow.
+    """Read the size, mode and orientation of an image with Pillow.
 
-    If Pillow cannot read the header, return a size of 0 x 0. The image is then checked only by OpenCV's own size limit,
-    when it is decoded. If the image has more than `max_pixels`, the orientation is not read, because reading it from
-    some images requires decoding them.
+    If Pillow cannot read the header, return a header with a size of 0 x 0. The size of the image is then checked only
+    by OpenCV's own limit, when the image is decoded.
+
+    If the image has more than `max_pixels` pixels, return orientation 1 without reading the actual orientation. Reading
+    it can require decoding the whole image.
+
+    Args:
+        body: image file.
+        max_pixels: number of pixels, width times height, up to which the orientation is read.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -271,9 +291,13 @@ def _decode(body: bytes, orientation: int) -> np.ndarray:
 
 
 def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return the largest JPEG reduction factor (8, 4 or 2) that keeps both sides well above the target size.
+    """Return the factor by which both sides of a JPEG are reduced when it is decoded: 8, 4, 2, or 1 for full size.
 
-    Each reduced side must be at least `_MARGIN` times its target side. If no factor qualifies, return 1.
+    The result is the largest factor for which each reduced side is at least `_MARGIN` times its target side.
+
+    Args:
+        size: width and height of the upright image.
+        target: width and height after resizing.
     """
     for reduction in (8, 4, 2):
         if all(side >= target_side * _MARGIN * reduction for side, target_side in zip(size, target, strict=True)):

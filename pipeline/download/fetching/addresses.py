@@ -64,15 +64,17 @@ class AddressGuard:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolver that uses the system's name lookup and raises an error for addresses that the guard blocks.
+    """Resolver that uses the system's name lookup, and raises an error for a host name with a blocked address.
 
-    Connections go to the addresses that were checked, so a name that later resolves to another address cannot bypass
-    the guard. Lookups run in a separate thread pool, because a name server that does not answer blocks a thread for
-    many seconds. `close` does not wait for these threads.
+    Connections are made only to addresses that have been checked. A host name that later resolves to another address
+    therefore cannot bypass the guard.
+
+    Lookups run in a thread pool of their own, because a name server that does not answer blocks a thread for many
+    seconds. `close` does not wait for these threads.
 
     Args:
         threads: maximum number of simultaneous lookups.
-        guard: rule for the addresses, or None to allow all addresses.
+        guard: rule that decides which addresses are allowed; None to allow all addresses.
     """
 
     def __init__(self, *, threads: int, guard: AddressGuard | None) -> None:

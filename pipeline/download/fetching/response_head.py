@@ -33,7 +33,10 @@ class BadResponse(aiohttp.ClientError):
 
 @dataclass(frozen=True)
 class Head:
-    """Status and headers of one response."""
+    """Head of one HTTP response: its status, its rewritten headers, and how its body is delimited.
+
+    `chunked` is True if the body is sent in chunks (`Transfer-Encoding: chunked`).
+    """
 
     status: int
     data: bytes
@@ -44,7 +47,7 @@ class Head:
 
 
 class HeadReader:
-    """Buffer that collects received bytes and extracts complete heads."""
+    """Reader that collects received bytes until they contain a complete response head (status line and headers)."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -143,7 +146,9 @@ def _clean(value: bytes) -> bytes:
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """Return the non-empty items of a header whose values are comma-separated lists.
+    """Split the values of a header at commas, and return the non-empty items of all values in one list.
+
+    Return an empty list if the response does not have the header.
 
     Args:
         values: values of each header, keyed by lowercase name.

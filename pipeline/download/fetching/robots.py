@@ -107,7 +107,9 @@ class RobotsRules:
 
 
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
-    """Return True if a path matches a pattern, in linear time.
+    """Return True if a path matches the pattern of a robots.txt rule. The search takes linear time.
+
+    In a pattern, `*` stands for any characters, and a final `$` for the end of the path.
 
     Args:
         parts: pattern of an Allow or Disallow line, without a final `$`, split at each `*`.
