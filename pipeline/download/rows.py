@@ -33,7 +33,13 @@ class Row:
 
 
 def image_schema(columns: pa.Schema) -> pa.Schema:
-    """Return the schema of a shard's table: the list columns, followed by the columns that the download adds."""
+    """Return the Arrow schema of a shard's table.
+
+    It consists of the columns from the URL list, followed by the columns that the download adds, such as `status`.
+
+    Args:
+        columns: schema of the columns from the URL list.
+    """
     text, number = pa.string(), pa.int32()
     added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
     added += [(name, number) for name in ("width", "height", "original_width", "original_height")]

@@ -252,5 +252,5 @@ def check_download(
 
 
 def _manifest(settings: DownloadSettings) -> Manifest:
-    """Return the manifest for a new download folder."""
+    """Return the manifest for a new download folder: the settings, with no input and no shards yet."""
     return Manifest(STAGE, settings.identity(), input={})

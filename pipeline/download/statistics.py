@@ -50,7 +50,10 @@ _STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
 
 
 def failure_label(row: Row) -> str:
-    """Return the label under which a row is counted: its outcome and, if known, the HTTP status (`http_4xx 404`)."""
+    """Return the label under which a row is counted in the statistics.
+
+    The label is the row's outcome, followed by the HTTP status if it is known, as in `http_4xx 404`.
+    """
     match = _STATUS.match(row.meta["error_message"] or "")
     return f"{row.outcome} {match[1]}" if match else row.outcome
 
@@ -99,7 +102,7 @@ class ShardStatistics:
         self._table = table
 
     def add(self, row: Row) -> None:
-        """Count a finished row."""
+        """Count a finished row. A row that was reused from the replaced shard is not counted as fetched."""
         self.outcomes[row.outcome] += 1
         label = failure_label(row)
         if not row.reused:
@@ -209,6 +212,11 @@ def _in_order(threads: ThreadPoolExecutor, read: Any, names: list[str]) -> Itera
     """Call `read` for each name in a thread pool, and yield the results in the order of the names.
 
     At most `_READ_AHEAD` results are in memory at once.
+
+    Args:
+        threads: thread pool.
+        read: function that takes a name and returns a result.
+        names: names to pass to `read`.
     """
     for start in range(0, len(names), _READ_AHEAD):
         yield from threads.map(read, names[start : start + _READ_AHEAD])

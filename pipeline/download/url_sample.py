@@ -13,8 +13,7 @@ from ..compute.hash_sample import HashSample
 
 
 class UrlSample:
-    """Sample of the distinct URLs in a list. Each URL is stored as a hash, with the number of rows that contain the
-    URL.
+    """Sample of the distinct URLs in a list, stored as hashes with the number of rows that contain each URL.
 
     The hashes have 64 bits. If the sample contains 4 million hashes, the probability that the hash of a new URL equals
     one of them is 2e-13.
@@ -50,7 +49,10 @@ class UrlSample:
             self._merge()
 
     def duplicates(self) -> int:
-        """Return the number of rows that repeat an earlier row's URL, exact if `level` is 0 and estimated otherwise."""
+        """Return the number of rows whose URL occurs in an earlier row.
+
+        The number is exact if `level` is 0, and an estimate otherwise.
+        """
         _, counts = self._merge()
         return int((counts.sum() - len(counts)) << self.level)
 

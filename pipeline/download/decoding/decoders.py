@@ -39,14 +39,18 @@ _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
 
 @dataclass(eq=False)
 class _Job:
-    """Response body to decode, and the future for its result."""
+    """Response body to decode, and the future that receives the resized image or an exception."""
 
     body: bytes
     answer: asyncio.Future[ResizedImage]
 
 
 class Decoders:
-    """Pool with a fixed number of decoder processes. Use it as an asynchronous context manager."""
+    """Pool of processes that decode, resize and encode images. Use it as an asynchronous context manager.
+
+    The number of processes is `settings.decode_processes`; if that is 0, it is the number of available cores. A process
+    that crashes or hangs is replaced.
+    """
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -97,7 +101,10 @@ class Decoders:
 
 @dataclass(eq=False)
 class _Slot:
-    """Place in the pool for one decoder process at a time. If the process ends, the slot starts a new one."""
+    """Place in the pool for one decoder process at a time.
+
+    The slot starts a new process when one ends. It also tracks the jobs that were sent to the process.
+    """
 
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
@@ -126,7 +133,7 @@ class _Slot:
                 self._answer(ImageError("decode", cause))
 
     async def _start(self) -> _Process:
-        """Start a process, making at most `_START_ATTEMPTS` attempts.
+        """Start a decoder process and return it, making at most `_START_ATTEMPTS` attempts.
 
         Raises:
             PriorkitError: the last attempt failed.
@@ -168,7 +175,13 @@ class _Slot:
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Remove the oldest job from `sent` and complete its future with the answer, unless the job was cancelled."""
+        """Remove the oldest job from `sent`, and set the result or the exception of its future.
+
+        If the job has been cancelled, only remove it.
+
+        Args:
+            answer: resized image, or the exception that the future raises.
+        """
         job = self.sent.popleft()
         if job.answer.cancelled():
             return

@@ -155,8 +155,12 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If the result is False, the caller passes the image to img2dataset's resizer, whose error message states why the
-        image is rejected.
+        If the result is False, the caller passes the image to img2dataset's resizer. The resizer rejects it too, with
+        an error message that states why.
+
+        Args:
+            width: width of the upright image in pixels.
+            height: height of the upright image in pixels.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
@@ -207,7 +211,13 @@ class ImageResizer:
         return ResizedImage(data, pixels.shape[1], pixels.shape[0], *header.upright_size)
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop or pad resized pixels `[H, W]` or `[H, W, 3]` to a square if the resize mode requires one."""
+        """Crop or pad resized pixels to a square if the resize mode is `center_crop` or `border`.
+
+        Padding is white. In the other modes, return the pixels unchanged.
+
+        Args:
+            pixels: `[H, W]` or `[H, W, 3]` pixels, resized to the size that `_target` returns.
+        """
         side = self._settings.image_size
         height, width = pixels.shape[:2]
         if self._settings.resize_mode == "center_crop":
@@ -317,9 +327,10 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """Return the outcome, one of `IMAGE_OUTCOMES`, for an error message of img2dataset's resizer or OpenCV.
+    """Return the outcome for an error message of img2dataset's resizer or OpenCV.
 
-    It is `filtered`, `encode` or `too_many_pixels` if the message shows that cause, and `decode` otherwise.
+    The result is `filtered`, `encode` or `too_many_pixels` if the message shows that cause, and `decode` otherwise. All
+    four are in `IMAGE_OUTCOMES`.
     """
     if error in _FILTERED:
         return "filtered"

@@ -64,7 +64,11 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
-    """Decoder for one gzip member, or one zlib or raw deflate stream."""
+    """Decoder for one gzip member, zlib stream or raw deflate stream.
+
+    Args:
+        wbits: window size and stream format, as in `zlib.decompressobj`.
+    """
 
     def __init__(self, wbits: int) -> None:
         self._decoder = zlib.decompressobj(wbits)
@@ -134,7 +138,10 @@ _KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 
 
 def known_codings(header: str) -> list[str]:
-    """Return the known encodings in a Content-Encoding header, in the order in which the server applied them."""
+    """Return the supported encodings in a Content-Encoding header, in the order in which the server applied them.
+
+    The names are in lowercase. Names of other encodings are ignored.
+    """
     names = (name.strip().lower() for name in header.split(","))
     return [name for name in names if name in _KNOWN]
 

@@ -106,7 +106,11 @@ class FetchAhead(Generic[Task]):
             self._call(self._end_first())
 
     def close(self) -> None:
-        """Cancel all running rows and stop the event loop."""
+        """Cancel the downloads of all started rows, exit the context manager `tools`, and stop the event loop and its
+        thread.
+
+        If the cancelling takes longer than `_STOP_SECONDS`, stop the event loop without waiting for its end.
+        """
         ending = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(concurrent.futures.TimeoutError):
             ending.result(_STOP_SECONDS)
@@ -160,9 +164,9 @@ class FetchAhead(Generic[Task]):
                 room -= 1
 
     async def _take(self) -> list[Row]:
-        """Return the next rows of the current task, waiting until there is at least one.
+        """Return the next finished rows of the current task in input order, at most `_BLOCK_ROWS`.
 
-        Return an empty list after the last row.
+        Wait until there is at least one such row. After the last row of the task, return an empty list.
         """
         started = self._queue[0].started
         if started:
@@ -178,12 +182,12 @@ class FetchAhead(Generic[Task]):
         return finished
 
     async def _end_first(self) -> None:
-        """Cancel the remaining rows of the current task and remove the task from the queue."""
+        """Cancel the work on the remaining rows of the current task, and remove the task from the queue."""
         await _cancel(self._queue.popleft())
         self._start_rows()
 
     async def _close(self) -> None:
-        """Cancel all tasks and exit the context manager `tools`."""
+        """Cancel the work on the rows of all queued tasks, and exit the context manager `tools`."""
         while self._queue:
             await _cancel(self._queue.popleft())
         await self._tools.__aexit__(None, None, None)
@@ -199,13 +203,14 @@ async def _make(maker: RowMaker, claim: Claim) -> Row:
 async def _fail(error: Exception, claim: Claim) -> Row:
     """Raise `error` instead of downloading a row.
 
-    This row maker is used if the iterator of row makers fails, so that the consumer of the rows receives the error.
+    If the iterator over a task's row makers raises an exception, this function takes the place of the next row maker.
+    The consumer of the rows then receives the exception.
     """
     raise error
 
 
 async def _cancel(entry: _TaskRows[Task]) -> None:
-    """Cancel the started rows of a task and release their buffer memory."""
+    """Cancel the downloads of a task's started rows, wait until they have ended, and free their buffer memory."""
     entry.all_started = True
     for row, _ in entry.started:
         row.cancel()

@@ -58,7 +58,9 @@ def opted_out(headers: Sequence[str], user_agent: str) -> bool:
 
 
 class RobotsRules:
-    """Rules in one robots.txt that apply to our user agent. Without rules, every path is allowed.
+    """Rules in one robots.txt that apply to our user agent.
+
+    If several rules match a path, the one with the longest pattern decides. A path that no rule matches is allowed.
 
     Args:
         rules: path patterns, each with True for an allow rule or False for a disallow rule.

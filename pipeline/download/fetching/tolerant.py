@@ -19,6 +19,8 @@ _CHUNK_LINE_BYTES = 16_384
 class LengthReader:
     """Reader for a response body whose length is known, for example from its Content-Length header.
 
+    It returns the bytes of the body and drops all bytes that follow.
+
     Args:
         length: length of the body in bytes.
     """
