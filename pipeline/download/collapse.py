@@ -91,8 +91,7 @@ class SuccessWatch:
         """Add finished rows of the URL list to the window, and check the success rate.
 
         Args:
-            labels: number of rows with each result. The keys are `success` and failure labels, such as `dns` or
-                `http_4xx 404`.
+            labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.
 
         Raises:
             PriorkitError: the success rate in the window is below the minimum. The message states the probable cause.
@@ -115,14 +114,13 @@ class SuccessWatch:
 
 
 def diagnosis(labels: Mapping[str, int]) -> str:
-    """Return a text about the most frequent failures, for an error message.
+    """Return a text about the most frequent failures, for use in an error message.
 
     If one group of labels in `_ADVICE` accounts for more than half of the failures, the text contains the advice for
     that group. Otherwise, it names the three most frequent failure labels.
 
     Args:
-        labels: number of rows with each result. The keys are `success` and failure labels, such as `dns` or `http_4xx
-            404`.
+        labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.
     """
     failures = {label: number for label, number in labels.items() if label != SUCCESS and number > 0}
     groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}

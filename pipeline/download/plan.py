@@ -92,9 +92,9 @@ class DownloadPlan:
                 return  # no later shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield a task for each named shard that fetches again the rows with a transient failure, such as a timeout.
+        """Yield a retry task for each named shard.
 
-        The new version of the shard reuses all other rows.
+        The task fetches again the rows with a transient failure, such as a timeout, and reuses all other rows.
 
         Args:
             names: names of complete shards.

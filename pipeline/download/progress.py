@@ -47,8 +47,7 @@ class DownloadProgress:
         The rows can be those of a whole shard that another process has finished.
 
         Args:
-            labels: number of rows with each result. The keys are `success` and failure labels, such as `dns` or
-                `http_4xx 404`.
+            labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.
             bytes: total size of the response bodies in bytes.
 
         Raises:

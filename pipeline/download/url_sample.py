@@ -30,7 +30,7 @@ class UrlSample:
 
     @property
     def level(self) -> int:
-        """Sampling level: on average, 1 in `2**level` distinct URLs is sampled. At level 0, all URLs are."""
+        """Sampling level: on average, 1 in `2**level` distinct URLs is sampled. At level 0, every URL is sampled."""
         return self._sample.level
 
     def __len__(self) -> int:

@@ -155,8 +155,8 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If the result is False, the caller passes the image to img2dataset's resizer. The resizer rejects it too, with
-        an error message that states why.
+        If the result is False, the caller passes the image to img2dataset's resizer. It applies the same filters, and
+        its error message states why an image is rejected. An unknown size (0 x 0) also gives False.
 
         Args:
             width: width of the upright image in pixels.

@@ -44,11 +44,11 @@ class BlockedAddress(Exception):
 class AddressGuard:
     """Rule that decides which IP addresses may be contacted to fetch URLs from an untrusted list.
 
-    By default, all public addresses are allowed except those of cloud metadata services.
+    Public addresses are allowed, except those of cloud metadata services.
 
     Args:
-        allow_private: True to allow private and loopback addresses too. Link-local and cloud metadata addresses stay
-            blocked.
+        allow_private: True to allow other addresses too, such as private and loopback addresses. Link-local and cloud
+            metadata addresses stay blocked.
         allowed: networks whose addresses are always allowed, such as `10.0.0.0/8`.
     """
 

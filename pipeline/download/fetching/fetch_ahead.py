@@ -106,10 +106,9 @@ class FetchAhead(Generic[Task]):
             self._call(self._end_first())
 
     def close(self) -> None:
-        """Cancel the downloads of all started rows, exit the context manager `tools`, and stop the event loop and its
-        thread.
+        """Cancel the downloads of all started rows, exit the context manager `tools`, and stop the event loop.
 
-        If the cancelling takes longer than `_STOP_SECONDS`, stop the event loop without waiting for its end.
+        If the first two steps take longer than `_STOP_SECONDS`, stop the event loop before they have ended.
         """
         ending = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(concurrent.futures.TimeoutError):
