@@ -72,11 +72,13 @@ Each entry is a pair: a group of related failure labels, such as `dns` or `http_
 
 
 class SuccessWatch:
-    """Monitor for the download success rate over a sliding window of recent list rows.
+    """Monitor for the download success rate over a sliding window of the most recent rows of the URL list.
+
+    If the success rate in a full window is below the minimum, `add` raises an error, which stops the download.
 
     Args:
         min_rate: minimum fraction of the rows in the window that must yield an image; 0 disables the check.
-        rows: window size in rows. Nothing is checked until the window is full.
+        rows: window size in rows. The rate is not checked until this many rows have been added.
     """
 
     def __init__(self, min_rate: float, rows: int) -> None:
@@ -86,10 +88,10 @@ class SuccessWatch:
         self._count = 0
 
     def add(self, labels: Mapping[str, int]) -> None:
-        """Count finished list rows and check the success rate.
+        """Add finished rows of the URL list to the window, and check the success rate.
 
         Args:
-            labels: number of rows for each result: `success`, or a failure label such as `dns` or `http_4xx 404`.
+            labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.
 
         Raises:
             PriorkitError: the success rate in the window is below the minimum. The message states the probable cause.
@@ -112,13 +114,13 @@ class SuccessWatch:
 
 
 def diagnosis(labels: Mapping[str, int]) -> str:
-    """Return a message about the most frequent failures.
+    """Return a text about the most frequent failures, for use in an error message.
 
-    If one group in `_ADVICE` accounts for more than half of the failures, the message contains the group's advice.
-    Otherwise, the message lists the three most frequent labels.
+    If one group of labels in `_ADVICE` accounts for more than half of the failures, the text contains the advice for
+    that group. Otherwise, it names the three most frequent failure labels.
 
     Args:
-        labels: number of list rows for each result: `success`, or a failure label such as `dns` or `http_4xx 404`.
+        labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.
     """
     failures = {label: number for label, number in labels.items() if label != SUCCESS and number > 0}
     groups = {causes: sum(failures.get(cause, 0) for cause in causes) for causes, _ in _ADVICE}

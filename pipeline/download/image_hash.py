@@ -35,10 +35,11 @@ def check_hash(body: bytes, expected: Any) -> None:
 
 
 def _digits(stored: bytes) -> str:
-    """Return a hash as hexadecimal digits.
+    """Return a stored hash as hexadecimal digits.
 
     Args:
-        stored: hash as ASCII hexadecimal digits or as a raw digest.
+        stored: hash as ASCII hexadecimal digits with the length of a supported hash. All other bytes are taken as a raw
+            digest.
     """
     text = stored.decode("ascii", "replace").strip()
     return text if len(text) in _KINDS and re.fullmatch("[0-9A-Fa-f]+", text) else stored.hex()

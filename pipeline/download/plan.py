@@ -37,16 +37,18 @@ class DownloadPlan:
 
     @property
     def total(self) -> int | None:
-        """Number of rows in the folder after the download; None until the list is counted."""
+        """Number of rows that the folder will contain after the download; None if the list's row count is unknown."""
         shards = self.shards()
         return None if shards is None else sum(shards.values())
 
     def wanted(self, index: int, available: int) -> int:
-        """Return the number of rows that a shard will have after the download. An existing shard never loses rows.
+        """Return the number of rows that a shard will have after the download, which `limit` may reduce.
+
+        An existing shard keeps all its rows, even those beyond `limit`.
 
         Args:
-            index: number of the shard.
-            available: number of rows that the list contains for this shard, ignoring the limit.
+            index: number of the shard, counted from 0.
+            available: number of rows that the list contains for this shard, ignoring `limit`.
         """
         rows = available
         if self.limit is not None:
@@ -69,9 +71,9 @@ class DownloadPlan:
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return True if it is certain that no shard remains to be downloaded.
+        """Return True if no shard remains to be downloaded.
 
-        If the list must be read to find out, return False.
+        Return False if this is uncertain because the list must be read to find out.
         """
         if len(self.complete) < len(self.existing):
             return False
@@ -90,7 +92,9 @@ class DownloadPlan:
                 return  # no later shard is wanted, so skip the rest of the list
 
     def retries(self, names: list[str]) -> Iterator[DownloadTask]:
-        """Yield a task for each named shard, to fetch again the rows with a transient failure, such as a timeout.
+        """Yield a retry task for each named shard.
+
+        The task fetches again the rows with a transient failure, such as a timeout, and reuses all other rows.
 
         Args:
             names: names of complete shards.
@@ -116,10 +120,10 @@ class DownloadPlan:
 def make_plan(
     urls: UrlList, rows_per_shard: int, limit: int | None, store: Store, manifest: Manifest | None
 ) -> DownloadPlan:
-    """Compare a list with the shards in a folder, and return the plan for downloading the rest.
+    """Compare a URL list with the shards in a folder, and return the plan for downloading the remaining rows.
 
-    Rows may have been appended to the list since the last run. Any other change is an error, because the folder would
-    mix rows from two lists. Existing shards beyond the limit are kept.
+    Rows may have been appended to the list since the last run. Any other change raises an error, because the folder
+    would then contain rows from two lists. Existing shards are kept even if their rows are beyond `limit`.
 
     The list rows of an existing shard are read and compared with the shard only in two cases:
 

@@ -19,13 +19,13 @@ _RATE_SECONDS = 60.0
 
 
 class DownloadProgress:
-    """Row counter that reports progress to a callback and passes outcomes to a success-rate check.
+    """Counter of finished rows. It reports the progress to a callback and passes the results to a success-rate check.
 
     Args:
         progress: callback that receives the number of finished rows, the total number of rows (None if unknown) and a
             string that shows the download rates.
-        done: number of rows that were complete at the start.
-        total: number of rows in the whole download, or None if the list has not been counted.
+        done: number of rows that were already finished when the run started.
+        total: number of rows in the whole download; None if the list has not been counted.
         watch: success-rate check, which raises `PriorkitError` when too few rows succeed; None to skip the check.
     """
 
@@ -42,11 +42,13 @@ class DownloadProgress:
             self.add_rows({failure_label(row): 1}, row.body_bytes)
 
     def add_rows(self, labels: Mapping[str, int], bytes: int) -> None:
-        """Count fetched rows, such as the rows of a shard that another process finished.
+        """Count fetched rows, report the progress if a report is due, and check the success rate.
+
+        The rows can be those of a whole shard that another process has finished.
 
         Args:
-            labels: number of rows for each result: `success`, or a failure label such as `dns` or `http_4xx 404`.
-            bytes: total size of the response bodies.
+            labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.
+            bytes: total size of the response bodies in bytes.
 
         Raises:
             PriorkitError: the success rate is below the minimum.

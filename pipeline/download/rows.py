@@ -33,7 +33,13 @@ class Row:
 
 
 def image_schema(columns: pa.Schema) -> pa.Schema:
-    """Return the schema of a shard's table: the list columns, followed by the columns that the download adds."""
+    """Return the Arrow schema of a shard's table.
+
+    It consists of the columns from the URL list, followed by the columns that the download adds, such as `status`.
+
+    Args:
+        columns: schema of the columns from the URL list.
+    """
     text, number = pa.string(), pa.int32()
     added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
     added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
@@ -62,18 +68,17 @@ def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
 
 
 def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
-    """Yield the rows of an existing shard in order, for reuse in a new version of the shard.
+    """Read an existing shard, and yield its rows in order so that a new version of the shard can contain them.
 
-    Rows with a transient failure, such as a timeout, are not reused: None is yielded for each, and the caller fetches
-    the row again.
+    For a row with a transient failure, such as a timeout, yield None. The caller fetches this row again.
 
     Args:
         store: folder of the shard.
         name: name of the shard.
-        values: one dictionary for each row, with the values of the list columns, keyed by column name.
+        values: columns from the URL list, as one dictionary for each row of the shard, keyed by column name.
 
     Raises:
-        InputError: the table is damaged, or the tar and the table do not match.
+        InputError: the table is missing or damaged, or the tar and the table do not match.
     """
     shard = ImageShard(name, "", 0)
     table = read_shard_table(store, shard)

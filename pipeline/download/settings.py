@@ -121,7 +121,10 @@ class DownloadSettings(UrlListSettings):
     @field_validator("allow_addresses", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
-        """Convert networks to their standard form. A string may list networks, separated by commas or spaces."""
+        """Convert each network to its standard form, such as `192.168.1.7/32` for `192.168.1.7`.
+
+        The value is a list of networks, or a string of networks separated by commas or spaces.
+        """
         networks = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
         if not isinstance(networks, list | tuple):
             raise ValueError("expected a list of networks such as [10.0.0.0/8]")

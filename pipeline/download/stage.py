@@ -189,7 +189,13 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return a dictionary with two counts: retried rows (`rows`) and retried rows that succeeded (`success`)."""
+    """Return the number of retried rows (`rows`) and the number of retried rows that succeeded (`success`).
+
+    Args:
+        plan: plan with the records of the shards as they were before the retry.
+        retried: names of the retried shards.
+        manifest: manifest after the retry.
+    """
     success = sum(
         manifest.shards[name].counts.get(SUCCESS, 0) - plan.existing[name].counts.get(SUCCESS, 0) for name in retried
     )
@@ -246,5 +252,5 @@ def check_download(
 
 
 def _manifest(settings: DownloadSettings) -> Manifest:
-    """Return the manifest for a new download folder."""
+    """Return the manifest for a new download folder: the settings, with no input and no shards yet."""
     return Manifest(STAGE, settings.identity(), input={})

@@ -50,7 +50,10 @@ _STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
 
 
 def failure_label(row: Row) -> str:
-    """Return the label under which a row is counted: its outcome and, if known, the HTTP status (`http_4xx 404`)."""
+    """Return the label under which a row is counted in the statistics.
+
+    The label is the row's outcome, followed by the HTTP status if it is known, as in `http_4xx 404`.
+    """
     match = _STATUS.match(row.meta["error_message"] or "")
     return f"{row.outcome} {match[1]}" if match else row.outcome
 
@@ -64,9 +67,13 @@ def host_of(url: str | None) -> str:
 
 
 def rows_not_utf8(table: pa.Table) -> int:
-    """Return the number of list rows that contain U+FFFD in at least one string column.
+    """Count the rows of the URL list in which some text was not valid UTF-8.
 
-    The list reader replaces bytes that are not valid UTF-8 with U+FFFD.
+    The reader of the list replaces invalid bytes with U+FFFD. A row is counted if any of its string columns contains
+    this character.
+
+    Args:
+        table: rows of the URL list.
     """
     marked = [
         pc.fill_null(pc.match_substring(column, NOT_UTF8), False)
@@ -95,7 +102,7 @@ class ShardStatistics:
         self._table = table
 
     def add(self, row: Row) -> None:
-        """Count a finished row."""
+        """Count a finished row. A row that was reused from the replaced shard is not counted as fetched."""
         self.outcomes[row.outcome] += 1
         label = failure_label(row)
         if not row.reused:
@@ -137,9 +144,13 @@ class ShardStatistics:
 
 
 def _most_failures(hosts: Mapping[str, collections.Counter[str]], limit: int) -> dict[str, dict[str, int]]:
-    """Return the `limit` hosts with the most failures, and the failure counts of each host by label.
+    """Return the `limit` hosts with the most failures, each with its failures counted by label.
 
     Hosts and labels are in descending order of failures.
+
+    Args:
+        hosts: number of failures of each host with each failure label, such as `dns`, keyed by host and then by label.
+        limit: maximum number of hosts to return.
     """
     ordered = sorted(hosts.items(), key=lambda item: (-item[1].total(), item[0]))
     return {host: dict(failures.most_common()) for host, failures in ordered[:limit]}
@@ -201,6 +212,11 @@ def _in_order(threads: ThreadPoolExecutor, read: Any, names: list[str]) -> Itera
     """Call `read` for each name in a thread pool, and yield the results in the order of the names.
 
     At most `_READ_AHEAD` results are in memory at once.
+
+    Args:
+        threads: thread pool.
+        read: function that takes a name and returns a result.
+        names: names to pass to `read`.
     """
     for start in range(0, len(names), _READ_AHEAD):
         yield from threads.map(read, names[start : start + _READ_AHEAD])

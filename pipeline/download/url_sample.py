@@ -13,13 +13,13 @@ from ..compute.hash_sample import HashSample
 
 
 class UrlSample:
-    """Sample of URL hashes, each with the number of rows that contain the URL.
+    """Sample of the distinct URLs in a list, stored as hashes with the number of rows that contain each URL.
 
     The hashes have 64 bits. If the sample contains 4 million hashes, the probability that the hash of a new URL equals
     one of them is 2e-13.
 
     Args:
-        capacity: maximum number of distinct hashes.
+        capacity: maximum number of hashes. If the list has more distinct URLs, only some of them are sampled.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -30,26 +30,29 @@ class UrlSample:
 
     @property
     def level(self) -> int:
-        """Sampling level: on average, 1 in `2**level` distinct URLs is sampled."""
+        """Sampling level: on average, 1 in `2**level` distinct URLs is sampled. At level 0, every URL is sampled."""
         return self._sample.level
 
     def __len__(self) -> int:
         return len(self._sample)
 
     def add(self, hashes: np.ndarray, counts: np.ndarray, level: int = 0) -> None:
-        """Add URL hashes, with the number of rows that contain each URL.
+        """Add URLs to the sample, as hashes.
 
         Args:
-            hashes: `[n]` uint64, distinct URL hashes.
-            counts: `[n]` int64, number of rows for each hash.
-            level: sampling level of the sample from which the hashes were taken; 0 if they include all URLs.
+            hashes: `[n]` uint64 hashes of distinct URLs.
+            counts: `[n]` int64, number of rows that contain each URL.
+            level: `level` of the sample that the hashes come from; 0 if they are the hashes of all URLs.
         """
         self._sample.add(hashes, counts, level)
         if len(self) - self._merged > self._capacity // 4:
             self._merge()
 
     def duplicates(self) -> int:
-        """Return the number of rows that repeat an earlier row's URL, exact if `level` is 0 and estimated otherwise."""
+        """Return the number of rows whose URL occurs in an earlier row.
+
+        The number is exact if `level` is 0, and an estimate otherwise.
+        """
         _, counts = self._merge()
         return int((counts.sum() - len(counts)) << self.level)
 

@@ -131,8 +131,8 @@ class DownloadWorker:
     def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
         """Yield one row maker for each row of a task, in input order.
 
-        A row maker is a coroutine function that returns the finished row. If the task is a retry, rows without a
-        transient failure are reused, and only the others are fetched.
+        A row maker is a coroutine function that returns the finished row. If the task is a retry, it fetches only the
+        rows with a transient failure. All other rows are reused from the existing shard.
         """
         rows = task.table.to_pylist()
         reused = reused_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
@@ -183,7 +183,10 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return a row of the replaced shard unchanged. `claim` is ignored, because no response body arrives."""
+    """Return `row`, which was copied from the replaced shard, unchanged.
+
+    This row maker is used for rows that are not fetched again. `claim` is ignored, because no response body arrives.
+    """
     return row
 
 

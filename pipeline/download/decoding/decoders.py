@@ -39,14 +39,18 @@ _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
 
 @dataclass(eq=False)
 class _Job:
-    """Response body to decode, and the future for its result."""
+    """Response body to decode, and the future that receives the resized image or an exception."""
 
     body: bytes
     answer: asyncio.Future[ResizedImage]
 
 
 class Decoders:
-    """Pool with a fixed number of decoder processes. Use it as an asynchronous context manager."""
+    """Pool of processes that decode, resize and encode images. Use it as an asynchronous context manager.
+
+    The number of processes is `settings.decode_processes`; if that is 0, it is the number of available cores. A process
+    that crashes or hangs is replaced.
+    """
 
     def __init__(self, settings: DownloadSettings) -> None:
         self._settings = settings
@@ -80,10 +84,10 @@ class Decoders:
         return await job.answer
 
     async def _work(self, slot: _Slot) -> None:
-        """Run one pool slot, which keeps one decoder process running, until cancelled.
+        """Run one slot of the pool until cancelled.
 
-        If the slot cannot start a process, its jobs and all queued jobs fail with that error. Later calls of `decode`
-        raise the same error.
+        If the slot cannot start a decoder process, the jobs that it has sent and all queued jobs fail with the error
+        that `_Slot.run` raised. Later calls of `decode` raise the same error.
         """
         try:
             await slot.run()
@@ -97,7 +101,10 @@ class Decoders:
 
 @dataclass(eq=False)
 class _Slot:
-    """Pool slot that runs one decoder process at a time and tracks the jobs sent to it."""
+    """Place in the pool for one decoder process at a time.
+
+    The slot starts a new process when one ends. It also tracks the jobs that were sent to the process.
+    """
 
     settings: DownloadSettings
     jobs: asyncio.Queue[_Job]
@@ -105,7 +112,14 @@ class _Slot:
     """Jobs sent to the process but not answered yet, oldest first. The first is being decoded; the second waits."""
 
     async def run(self) -> None:
-        """Decode images until cancelled. If the process dies, its current job fails and a new process starts."""
+        """Send jobs to a decoder process and deliver its answers, until cancelled.
+
+        If the process ends, the job that it was decoding fails with an `ImageError`. A new process is started for the
+        other jobs.
+
+        Raises:
+            PriorkitError: no decoder process can be started.
+        """
         while True:
             process = await self._start()
             feeding = asyncio.create_task(self._feed(process))
@@ -119,7 +133,7 @@ class _Slot:
                 self._answer(ImageError("decode", cause))
 
     async def _start(self) -> _Process:
-        """Start a process, making at most `_START_ATTEMPTS` attempts.
+        """Start a decoder process and return it, making at most `_START_ATTEMPTS` attempts.
 
         Raises:
             PriorkitError: the last attempt failed.
@@ -130,9 +144,10 @@ class _Slot:
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Send response bodies to the process until cancelled.
+        """Send queued response bodies to the decoder process until cancelled.
 
-        If an earlier process ended before it answered all its jobs, the remaining jobs are sent first.
+        At most `_SENT_JOBS` bodies are unanswered at any time. Jobs that an earlier process left unanswered are sent
+        first.
         """
         process.watch(bool(self.sent))
         for job in list(self.sent):
@@ -150,14 +165,23 @@ class _Slot:
             await process.send(job.body)
 
     async def _collect(self, process: _Process) -> None:
-        """Receive answers and pass each to the job that it answers, until the process ends."""
+        """Receive answers from the decoder process, and complete the oldest unanswered job with each.
+
+        Return when the process has ended or has sent an invalid message.
+        """
         while (answer := await process.receive()) is not None:
             self._answer(answer)
             process.watch(bool(self.sent))
             process.answered.set()
 
     def _answer(self, answer: ResizedImage | ImageError) -> None:
-        """Remove the oldest job from `sent` and complete its future with the answer, unless the job was cancelled."""
+        """Remove the oldest job from `sent`, and set the result or the exception of its future.
+
+        If the job has been cancelled, only remove it.
+
+        Args:
+            answer: resized image, or the exception that the future raises.
+        """
         job = self.sent.popleft()
         if job.answer.cancelled():
             return
@@ -246,10 +270,11 @@ class _Process:
             return None
 
     def watch(self, busy: bool) -> None:
-        """Restart the timer that kills a hung process, or stop the timer if the process is idle.
+        """Restart or stop the timer that kills the process if it takes too long for one image.
 
         Args:
-            busy: True if the process has an image to decode.
+            busy: True to restart the timer, because the process has an image to decode; False to stop it, because the
+                process is idle.
         """
         if self._timer is not None:
             self._timer.cancel()

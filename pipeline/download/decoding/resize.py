@@ -68,10 +68,10 @@ def _load_resizer() -> Any:
 
 
 class _Codec:
-    """Replacement for the `cv2` module in img2dataset's resizer.
+    """Stand-in for the `cv2` module that img2dataset's resizer uses.
 
-    `imdecode` returns pixels that were decoded beforehand. If encoding fails, `imencode` raises an error with the
-    reason. All other attributes are those of `cv2`.
+    `imdecode` does not decode: it returns the pixels that were stored in `pixels` before the call. If encoding fails,
+    `imencode` raises an error that gives the reason. All other attributes are those of `cv2`.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,10 @@ class _Codec:
         return getattr(cv2, name)
 
     def imdecode(self, buffer: np.ndarray, flags: int) -> np.ndarray | None:
-        """Return the prepared pixels and clear them. Both arguments are ignored."""
+        """Return the pixels stored in `pixels`, and reset `pixels` to None.
+
+        Both arguments are ignored, because the image has already been decoded.
+        """
         pixels, self.pixels = self.pixels, None
         return pixels
 
@@ -152,15 +155,26 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If the result is False, the caller passes the image to img2dataset's resizer, whose error message states why the
-        image is rejected.
+        If the result is False, the caller passes the image to img2dataset's resizer. It applies the same filters, and
+        its error message states why an image is rejected. An unknown size (0 x 0) also gives False.
+
+        Args:
+            width: width of the upright image in pixels.
+            height: height of the upright image in pixels.
         """
         shorter, longer = sorted((width, height))
         too_small = shorter < max(1, self._settings.min_image_size)
         return not too_small and width * height <= self._max_area and longer / shorter <= self._max_ratio
 
     def _target(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height to which an image of this size is resized, before cropping or padding."""
+        """Return the width and height to which an image is resized, before cropping or padding.
+
+        If the resize mode is `no`, return the size unchanged.
+
+        Args:
+            width: width of the upright image in pixels.
+            height: height of the upright image in pixels.
+        """
         mode = self._settings.resize_mode
         if mode == "no":
             return width, height
@@ -197,7 +211,13 @@ class ImageResizer:
         return ResizedImage(data, pixels.shape[1], pixels.shape[0], *header.upright_size)
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop or pad resized pixels `[H, W]` or `[H, W, 3]` to a square if the resize mode requires one."""
+        """Crop or pad resized pixels to a square if the resize mode is `center_crop` or `border`.
+
+        Padding is white. In the other modes, return the pixels unchanged.
+
+        Args:
+            pixels: `[H, W]` or `[H, W, 3]` pixels, resized to the size that `_target` returns.
+        """
         side = self._settings.image_size
         height, width = pixels.shape[:2]
         if self._settings.resize_mode == "center_crop":
@@ -214,7 +234,11 @@ class ImageResizer:
 
 @dataclass
 class _Header:
-    """Image header: stored size in pixels, Pillow mode, and the EXIF orientation (1 to 8) to apply."""
+    """Properties of an image file, read from its header.
+
+    `width` and `height` are in pixels, before rotation. `mode` is Pillow's name for the pixel format, such as `RGB`.
+    `orientation` is the EXIF orientation to apply after decoding, from 1 (upright) to 8.
+    """
 
     width: int = 0
     height: int = 0
@@ -228,11 +252,17 @@ class _Header:
 
 
 def _read_header(body: bytes, max_pixels: int) -> _Header:
-    """Read the image header with Pillow.
+    """Read the size, mode and orientation of an image with Pillow.
 
-    If Pillow cannot read the header, return a size of 0 x 0. The image is then checked only by OpenCV's own size limit,
-    when it is decoded. If the image has more than `max_pixels`, the orientation is not read, because reading it from
-    some images requires decoding them.
+    If Pillow cannot read the header, return a header with a size of 0 x 0. The size of the image is then checked only
+    by OpenCV's own limit, when the image is decoded.
+
+    If the image has more than `max_pixels` pixels, return orientation 1 without reading the actual orientation. Reading
+    it can require decoding the whole image.
+
+    Args:
+        body: image file.
+        max_pixels: number of pixels, width times height, up to which the orientation is read.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -271,9 +301,13 @@ def _decode(body: bytes, orientation: int) -> np.ndarray:
 
 
 def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return the largest JPEG reduction factor (8, 4 or 2) that keeps both sides well above the target size.
+    """Return the factor by which both sides of a JPEG are reduced when it is decoded: 8, 4, 2, or 1 for full size.
 
-    Each reduced side must be at least `_MARGIN` times its target side. If no factor qualifies, return 1.
+    The result is the largest factor for which each reduced side is at least `_MARGIN` times its target side.
+
+    Args:
+        size: width and height of the upright image.
+        target: width and height after resizing.
     """
     for reduction in (8, 4, 2):
         if all(side >= target_side * _MARGIN * reduction for side, target_side in zip(size, target, strict=True)):
@@ -293,9 +327,10 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """Return the outcome, one of `IMAGE_OUTCOMES`, for an error message of img2dataset's resizer or OpenCV.
+    """Return the outcome for an error message of img2dataset's resizer or OpenCV.
 
-    It is `filtered`, `encode` or `too_many_pixels` if the message shows that cause, and `decode` otherwise.
+    The result is `filtered`, `encode` or `too_many_pixels` if the message shows that cause, and `decode` otherwise. All
+    four are in `IMAGE_OUTCOMES`.
     """
     if error in _FILTERED:
         return "filtered"

@@ -44,9 +44,12 @@ class BlockedAddress(Exception):
 class AddressGuard:
     """Rule that decides which IP addresses may be contacted to fetch URLs from an untrusted list.
 
+    Public addresses are allowed, except those of cloud metadata services.
+
     Args:
-        allow_private: allow private and loopback addresses, but not link-local or cloud metadata addresses.
-        allowed: networks that are always allowed, such as `10.0.0.0/8`.
+        allow_private: True to allow other addresses too, such as private and loopback addresses. Link-local and cloud
+            metadata addresses stay blocked.
+        allowed: networks whose addresses are always allowed, such as `10.0.0.0/8`.
     """
 
     def __init__(self, *, allow_private: bool, allowed: Sequence[str] = ()) -> None:
@@ -54,7 +57,7 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Return None if an address is allowed, or an error message that names the address if it is blocked."""
+        """Check an IP address. Return None if it is allowed, or an error message that names it if it is blocked."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
@@ -64,15 +67,17 @@ class AddressGuard:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolver that uses the system's name lookup and raises an error for addresses that the guard blocks.
+    """Resolver that uses the system's name lookup, and raises an error for a host name with a blocked address.
 
-    Connections go to the addresses that were checked, so a name that later resolves to another address cannot bypass
-    the guard. Lookups run in a separate thread pool, because a name server that does not answer blocks a thread for
-    many seconds. `close` does not wait for these threads.
+    Connections are made only to addresses that have been checked. A host name that later resolves to another address
+    therefore cannot bypass the guard.
+
+    Lookups run in a thread pool of their own, because a name server that does not answer blocks a thread for many
+    seconds. `close` does not wait for these threads.
 
     Args:
         threads: maximum number of simultaneous lookups.
-        guard: rule for the addresses, or None to allow all addresses.
+        guard: rule that decides which addresses are allowed; None to allow all addresses.
     """
 
     def __init__(self, *, threads: int, guard: AddressGuard | None) -> None:
@@ -140,12 +145,18 @@ def is_public(address: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Return True if a name always refers to the machine that resolves it: `localhost` or its subdomains (RFC 6761)."""
+    """Return True if a host name is `localhost` or one of its subdomains.
+
+    Such a name always refers to the machine that resolves it (RFC 6761).
+    """
     return f".{host.lower().rstrip('.')}".endswith(".localhost")
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return the address without its scope ID, followed by the IPv4 address that it embeds, if any."""
+    """Return an IP address without its scope ID, followed by the IPv4 address that it contains, if any.
+
+    For example, the IPv6 address `::ffff:10.0.0.1` contains the IPv4 address `10.0.0.1`.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return [ip]

@@ -16,16 +16,16 @@ _MEAN_OVER = 64
 
 
 class Buffer:
-    """Counter of the list rows in progress and the bytes that they hold in memory.
+    """Memory accounting for a download: counts the started rows of the URL list and the bytes that they hold in memory.
 
-    It decides whether another row may start, that is, begin to download. Rows start in input order, and a row that has
-    started is never paused. Therefore the row to be written next has always started, and can finish even when the
+    `has_room` decides whether the download of another row may start. Rows must be started in input order, and a started
+    row is never paused. The next row to be written has therefore always been started, and can finish even when the
     buffer is full. This prevents deadlocks.
 
     Args:
-        limit: maximum number of bytes. Once it is reached, no row starts, but running fetches may exceed it.
-        max_rows: maximum number of unfinished rows.
-        changed: callback that runs when the buffer may have room again.
+        limit: maximum number of bytes. Once it is reached, no further row starts, but running fetches may exceed it.
+        max_rows: maximum number of rows that have started but have no result yet.
+        changed: callback that runs after each change of the counts, because the buffer may then have room again.
     """
 
     def __init__(self, limit: int, max_rows: int, changed: Callable[[], None]) -> None:
@@ -42,9 +42,14 @@ class Buffer:
         """Exponential moving average of the body size in bytes."""
 
     def has_room(self) -> bool:
-        """Return True if another row may start. An empty buffer always has room.
+        """Return True if the download of another row may start.
 
-        A body that has not arrived yet is counted at the mean size of recent bodies.
+        An empty buffer always has room. Otherwise, there is no room in any of these cases:
+
+        - `max_rows` rows are unfinished.
+        - The bodies that wait for a decoder or are being decoded take 1/`_BODIES_SHARE` of `limit`.
+        - All bodies and images reach `limit`. A body that has not arrived yet is counted at the mean size of recent
+          bodies.
         """
         if self.unfinished == 0 and self.bytes_used == 0:
             return True
@@ -54,7 +59,7 @@ class Buffer:
 
 
 class Claim:
-    """Reservation of buffer memory for one list row.
+    """Buffer memory that is reserved for one row of the URL list, from the start of its download until `release`.
 
     Until the response body arrives, the reserved size is an estimate: the mean size of recent bodies. Then it is the
     actual size of the body and, once the row has a result, the size of the encoded image.
@@ -81,10 +86,10 @@ class Claim:
         self._buffer.changed()
 
     def finished(self, size: int) -> None:
-        """Record that the row has succeeded or failed, and now waits to be written.
+        """Record that the row has a result, either an image or a failure, and now waits to be written.
 
         Args:
-            size: size of the image in bytes; 0 if the row has no image.
+            size: size of the encoded image in bytes; 0 if the row has no image.
         """
         self._image_bytes = size
         self._buffer.unfinished -= 1
@@ -95,7 +100,10 @@ class Claim:
         self._buffer.changed()
 
     def release(self) -> None:
-        """Release the row's memory in the buffer. Call this when the row is passed to the shard writer or cancelled."""
+        """Free the buffer memory that is reserved for the row.
+
+        Call this when the row is passed to the shard writer, or when its download is cancelled.
+        """
         if self._image_bytes is None:
             self.finished(0)
         self._buffer.bytes_used -= self._image_bytes or 0

@@ -75,9 +75,9 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a GET request and yield the response. Redirects are not followed.
+        """Context manager that sends a GET request and yields the response. Redirects are not followed.
 
-        The request goes through a proxy if the settings or the environment name a proxy for the URL.
+        The request goes through a proxy if the settings or the environment variables name a proxy for the URL.
 
         Raises:
             ProxyFailure: the proxy is unreachable or refuses the URL.
@@ -107,7 +107,11 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def _open_session(self, guard: AddressGuard | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """Yield a client session that connects only to addresses that `guard` allows; None allows all addresses."""
+        """Context manager that opens an HTTP client session, yields it, and closes it on exit.
+
+        Args:
+            guard: rule that decides which addresses the session may connect to; None to allow all addresses.
+        """
         resolver = GuardedResolver(threads=min(self._settings.concurrency, _RESOLVER_THREADS), guard=guard)
         connector = aiohttp.TCPConnector(
             limit=0,  # no limit here: `Fetcher` limits connections before the deadline starts

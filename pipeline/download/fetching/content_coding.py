@@ -48,7 +48,11 @@ class BodyTooLarge(Exception):
 
 
 class _Decoder(Protocol):
-    """Interface of a decoder for one compressed stream, such as a gzip member. The decoder buffers unconsumed input."""
+    """Interface of a decoder for one compressed stream, such as a gzip member.
+
+    `decompress` returns at most `max_length` bytes. It keeps input that it has not used yet, and `needs_input` is True
+    once all of it has been used. `eof` is True at the end of the stream. `unused_data` is the input after the end.
+    """
 
     @property
     def eof(self) -> bool: ...
@@ -60,7 +64,11 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
-    """Decoder for one gzip member, or one zlib or raw deflate stream."""
+    """Decoder for one gzip member, zlib stream or raw deflate stream.
+
+    Args:
+        wbits: window size and stream format, as in `zlib.decompressobj`.
+    """
 
     def __init__(self, wbits: int) -> None:
         self._decoder = zlib.decompressobj(wbits)
@@ -108,14 +116,14 @@ def _zstd() -> _Decoder:
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a function that creates a decoder, and the magic bytes at the start of each compressed stream.
+    """Return a function that creates a decoder for an encoding, and the bytes with which each compressed stream starts.
 
-    A gzip or zstd body may consist of several streams (members or frames), and each stream needs a new decoder. With
-    other encodings, a body is a single stream, and empty magic bytes are returned.
+    A gzip or zstd body may consist of several compressed streams (gzip members or zstd frames). Each stream needs a new
+    decoder. In the other encodings, a body is a single stream, and the returned bytes are empty.
 
     Args:
-        coding: name of a known encoding.
-        body: body to decode. Its first bytes show whether deflate data has a zlib header.
+        coding: name of one of the encodings in `_KNOWN`.
+        body: encoded body. For `deflate`, its first bytes show whether it has a zlib header.
     """
     if coding in ("gzip", "x-gzip"):
         return functools.partial(_Zlib, 16 + zlib.MAX_WBITS), _GZIP_MAGIC
@@ -130,7 +138,10 @@ _KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
 
 
 def known_codings(header: str) -> list[str]:
-    """Return the known encodings in a Content-Encoding header, in the order in which the server applied them."""
+    """Return the supported encodings in a Content-Encoding header, in the order in which the server applied them.
+
+    The names are in lowercase. Names of other encodings are ignored.
+    """
     names = (name.strip().lower() for name in header.split(","))
     return [name for name in names if name in _KNOWN]
 
@@ -167,13 +178,13 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 
 
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
-    """Decode the beginning of a body, which may be truncated, and return at most `limit` bytes.
+    """Decode the beginning of a response body, and return at most `limit` bytes.
 
-    If decoding fails after some bytes, the bytes decoded so far are used. If it fails before the first byte, the
-    encoding is ignored, because the server may not have applied it.
+    The body may be incomplete. If decoding fails after some bytes have been decoded, these bytes are used. If it fails
+    before the first byte, the encoding is ignored, because the server may not have applied it.
 
     Args:
-        body: first bytes of a body as received.
+        body: first bytes of a response body, as received.
         header: value of the Content-Encoding header.
         limit: maximum number of bytes to return.
     """

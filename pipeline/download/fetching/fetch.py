@@ -293,7 +293,10 @@ class Fetcher:
 
 @contextlib.contextmanager
 def _named_failures() -> Iterator[None]:
-    """Context manager that converts network and protocol errors to `FetchError`, with `outcome` and `transient` set."""
+    """Context manager that replaces a network or protocol error in its block with a `FetchError`.
+
+    `outcome` names the kind of error, and `transient` is True if another attempt may succeed.
+    """
     try:
         yield
     except BlockedAddress as error:
@@ -317,11 +320,19 @@ def _named_failures() -> Iterator[None]:
 
 
 def _is_whole(content_range: str, size: int) -> bool:
-    """Return True if a Content-Range header states that `size` bytes are the complete body."""
+    """Return True if a Content-Range header describes a complete body of `size` bytes.
+
+    Args:
+        content_range: value of the header, such as `bytes 0-999/1000`.
+        size: number of body bytes that were received.
+    """
     match = _CONTENT_RANGE.fullmatch(content_range)
     return match is not None and int(match[1]) + 1 == int(match[2]) == size
 
 
 def _short(error: BaseException | None) -> str:
-    """Return the start of an exception's text, or the name of its type if it has no text."""
+    """Return an exception's text, or the name of its type if it has no text.
+
+    The result is truncated to `_ERROR_CHARACTERS` characters.
+    """
     return (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]

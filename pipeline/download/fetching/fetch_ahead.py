@@ -45,7 +45,7 @@ received the response body.
 
 @dataclass(eq=False)
 class _TaskRows(Generic[Task]):
-    """Rows of one task (such as a shard to download) that have not been passed to the consumer yet."""
+    """Rows of one task (for example, of one shard to download) that `FetchAhead` has not passed to its consumer yet."""
 
     task: Task
     pending: Iterator[RowMaker]
@@ -56,17 +56,18 @@ class _TaskRows(Generic[Task]):
 
 
 class FetchAhead(Generic[Task]):
-    """Producer that downloads the rows of consecutive tasks, such as shards, in the background.
+    """Downloader that fetches the rows of a task, such as a shard, in the background while earlier rows are written.
 
-    Each row is downloaded by a row maker, a coroutine function. All row makers run in one event loop in a separate
-    thread, so running fetches are not delayed by slow writes or by the switch to the next task.
+    `rows` yields the finished rows of one task after another. Each row is downloaded by a row maker, which is a
+    coroutine function. All row makers run in one event loop in a separate thread. Slow writes and the switch to the
+    next task therefore do not delay running fetches.
 
     Args:
-        tools: context manager that opens the resources of the row makers, such as connections. It is entered in the
-            event loop when this object is created, and exited by `close`.
-        makers: function that returns the row makers of a task, in order.
-        buffer_bytes: maximum number of bytes of bodies and images in memory.
-        max_rows: maximum number of unfinished rows.
+        tools: asynchronous context manager that opens the resources of the row makers, such as connections. It is
+            entered when this object is created and exited by `close`, both in the event loop.
+        makers: function that takes a task and returns one row maker for each of its rows, in input order.
+        buffer_bytes: maximum number of bytes of response bodies and images in memory.
+        max_rows: maximum number of rows that have started but have no result yet.
     """
 
     def __init__(
@@ -87,11 +88,14 @@ class FetchAhead(Generic[Task]):
         self._call(tools.__aenter__())
 
     def rows(self, task: Task, following: Task | None) -> Generator[Row, None, None]:
-        """Yield the rows of a task in order.
+        """Download the rows of a task, and yield each finished row in input order.
+
+        If the caller closes the generator early, the work on the remaining rows of `task` is cancelled.
 
         Args:
             task: task whose rows are yielded.
-            following: next task, whose rows start once all rows of `task` have started; None if there is no next task.
+            following: next task; the download of its rows begins as soon as the last row of `task` has been started.
+                None if there is no next task.
         """
         wanted = [_TaskRows(each, iter(self._makers(each))) for each in (task, following) if each is not None]
         self._call(self._plan(wanted))
@@ -102,7 +106,10 @@ class FetchAhead(Generic[Task]):
             self._call(self._end_first())
 
     def close(self) -> None:
-        """Cancel all running rows and stop the event loop."""
+        """Cancel the downloads of all started rows, exit the context manager `tools`, and stop the event loop.
+
+        If the first two steps take longer than `_STOP_SECONDS`, stop the event loop before they have ended.
+        """
         ending = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(concurrent.futures.TimeoutError):
             ending.result(_STOP_SECONDS)
@@ -116,10 +123,13 @@ class FetchAhead(Generic[Task]):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
-        """Replace the queue with the tasks in `wanted`.
+        """Queue the tasks in `wanted`, and cancel all other queued tasks.
 
-        Tasks at the front of the queue that match the front of `wanted` stay in the queue and keep their started rows.
-        All other queued tasks are cancelled.
+        A queued task keeps its place and its started rows if it and all tasks before it in the queue match the tasks at
+        the same positions in `wanted`.
+
+        Args:
+            wanted: current task, followed by the next task if there is one.
         """
         shared = 0
         while shared < min(len(self._queue), len(wanted)) and self._queue[shared].task == wanted[shared].task:
@@ -130,7 +140,11 @@ class FetchAhead(Generic[Task]):
         self._start_rows()
 
     def _start_rows(self) -> None:
-        """Start rows in order while the buffer has room and the queue has fewer than `_MAX_STARTED` started rows."""
+        """Start the download of further rows, first those of the current task and then those of the next task.
+
+        Stop when the buffer has no room, or when the queue contains `_MAX_STARTED` rows that are in progress or wait to
+        be written.
+        """
         room = _MAX_STARTED - sum(len(entry.started) for entry in self._queue)
         for entry in self._queue:
             while not entry.all_started:
@@ -149,9 +163,9 @@ class FetchAhead(Generic[Task]):
                 room -= 1
 
     async def _take(self) -> list[Row]:
-        """Return the next rows of the current task, waiting until there is at least one.
+        """Return the next finished rows of the current task in input order, at most `_BLOCK_ROWS`.
 
-        Return an empty list after the last row.
+        Wait until there is at least one such row. After the last row of the task, return an empty list.
         """
         started = self._queue[0].started
         if started:
@@ -167,19 +181,19 @@ class FetchAhead(Generic[Task]):
         return finished
 
     async def _end_first(self) -> None:
-        """Cancel the remaining rows of the current task and remove the task from the queue."""
+        """Cancel the work on the remaining rows of the current task, and remove the task from the queue."""
         await _cancel(self._queue.popleft())
         self._start_rows()
 
     async def _close(self) -> None:
-        """Cancel all tasks and exit the context manager `tools`."""
+        """Cancel the work on the rows of all queued tasks, and exit the context manager `tools`."""
         while self._queue:
             await _cancel(self._queue.popleft())
         await self._tools.__aexit__(None, None, None)
 
 
 async def _make(maker: RowMaker, claim: Claim) -> Row:
-    """Run a row maker, count the encoded image in the buffer, and return the row."""
+    """Download a row with its row maker, record the size of its encoded image in the buffer, and return the row."""
     row = await maker(claim)
     claim.finished(len(row.image or b""))
     return row
@@ -188,13 +202,14 @@ async def _make(maker: RowMaker, claim: Claim) -> Row:
 async def _fail(error: Exception, claim: Claim) -> Row:
     """Raise `error` instead of downloading a row.
 
-    This row maker is used if the iterator of row makers fails, so that the consumer of the rows receives the error.
+    If the iterator over a task's row makers raises an exception, this function takes the place of the next row maker.
+    The consumer of the rows then receives the exception.
     """
     raise error
 
 
 async def _cancel(entry: _TaskRows[Task]) -> None:
-    """Cancel the started rows of a task and release their buffer memory."""
+    """Cancel the downloads of a task's started rows, wait until they have ended, and free their buffer memory."""
     entry.all_started = True
     for row, _ in entry.started:
         row.cancel()

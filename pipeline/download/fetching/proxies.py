@@ -87,7 +87,12 @@ class NoProxy:
                 self._names.append((host, port))
 
     def matches(self, host: str, port: int | None) -> bool:
-        """Return True if an entry matches the host. If the entry names a port, the port must match too."""
+        """Return True if at least one entry matches the host, so that it is reached without a proxy.
+
+        Args:
+            host: host name or IP address in a URL.
+            port: port in the URL. It must equal the port of the entry if the entry names one.
+        """
         host = host.lower().rstrip(".")
         try:
             address = ipaddress.ip_address(host.partition("%")[0])

@@ -33,7 +33,10 @@ class BadResponse(aiohttp.ClientError):
 
 @dataclass(frozen=True)
 class Head:
-    """Status and headers of one response."""
+    """Head of one HTTP response: its status, its rewritten headers, and how its body is delimited.
+
+    `chunked` is True if the body is sent in chunks (`Transfer-Encoding: chunked`).
+    """
 
     status: int
     data: bytes
@@ -44,7 +47,7 @@ class Head:
 
 
 class HeadReader:
-    """Buffer that collects received bytes and extracts complete heads."""
+    """Reader that collects received bytes until they contain a complete response head (status line and headers)."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -52,10 +55,12 @@ class HeadReader:
         self._searched = 0
 
     def take(self) -> Head | None:
-        """Remove the next head from the buffer and return it, or return None while the head is incomplete.
+        """Remove the next response head from the buffer, parse it and return it.
+
+        Return None if the buffer does not contain a complete head yet.
 
         Raises:
-            BadResponse: the bytes are not an HTTP head, or the head is too large.
+            BadResponse: the received bytes are not a valid HTTP head, or the head is larger than `MAX_HEAD_BYTES`.
         """
         if self._searched < 4:
             self.buffer = self.buffer.lstrip(b"\r\n \t")
@@ -112,7 +117,10 @@ def parse_head(data: bytes) -> Head:
 
 
 def _fields(lines: list[bytes]) -> tuple[dict[bytes, list[bytes]], bool]:
-    """Parse header lines. Lines without a colon are skipped.
+    """Parse the header lines of a response.
+
+    A line that starts with a space or tab continues the value of the previous line. Other lines without a colon are
+    skipped.
 
     Returns:
         The values of each header, keyed by lowercase name, and a flag that is True if all lines comply with RFC 9112.
@@ -143,7 +151,9 @@ def _clean(value: bytes) -> bytes:
 
 
 def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
-    """Return the non-empty items of a header whose values are comma-separated lists.
+    """Split the values of a header at commas, and return the non-empty items of all values in one list.
+
+    Return an empty list if the response does not have the header.
 
     Args:
         values: values of each header, keyed by lowercase name.

@@ -40,9 +40,9 @@ def retry_wait(url: URL, error: FetchError, *, attempt: int, retries: int, secon
 
 
 def backoff(url: URL, attempt: int) -> float:
-    """Return the backoff in seconds before the next attempt.
+    """Return the number of seconds to wait before the next attempt: an exponential backoff with jitter.
 
-    The mean backoff doubles with each attempt. The jitter is pseudorandom, seeded by the URL and the attempt.
+    The mean wait doubles with each attempt. The jitter is a pseudorandom factor, seeded by the URL and the attempt.
 
     Args:
         url: URL to fetch.

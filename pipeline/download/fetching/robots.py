@@ -58,7 +58,9 @@ def opted_out(headers: Sequence[str], user_agent: str) -> bool:
 
 
 class RobotsRules:
-    """Rules in one robots.txt that apply to our user agent. Without rules, every path is allowed.
+    """Rules in one robots.txt that apply to our user agent.
+
+    If several rules match a path, the one with the longest pattern decides. A path that no rule matches is allowed.
 
     Args:
         rules: path patterns, each with True for an allow rule or False for a disallow rule.
@@ -107,7 +109,9 @@ class RobotsRules:
 
 
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
-    """Return True if a path matches a pattern, in linear time.
+    """Return True if a path matches the pattern of a robots.txt rule. The search takes linear time.
+
+    In a pattern, `*` stands for any characters, and a final `$` for the end of the path.
 
     Args:
         parts: pattern of an Allow or Disallow line, without a final `$`, split at each `*`.

@@ -17,13 +17,17 @@ _MOST_BYTES = 100_000_000
 
 
 class RobotsCache:
-    """Cache that reads each robots.txt once, even if many URLs wait for it. The oldest rules are evicted first.
+    """Cache of the rules in robots.txt files.
 
-    If a read fails, all waiting URLs receive the exception. Failures are not cached, because they may be transient.
+    While a file is in the cache or being read, it is not read again, even if many URLs need it. When the cache is full,
+    the rules that were added first are removed.
+
+    If reading a file fails, each URL that waits for the file receives the exception. Failures are not cached, because
+    they may be transient.
 
     Args:
         user_agent: value of our User-Agent header.
-        read: coroutine function that returns the body of the robots.txt at a URL.
+        read: coroutine function that takes the URL of a robots.txt and returns the content of the file.
     """
 
     def __init__(self, user_agent: str, read: Callable[[URL], Awaitable[bytes]]) -> None:

@@ -19,6 +19,8 @@ _CHUNK_LINE_BYTES = 16_384
 class LengthReader:
     """Reader for a response body whose length is known, for example from its Content-Length header.
 
+    It returns the bytes of the body and drops all bytes that follow.
+
     Args:
         length: length of the body in bytes.
     """
@@ -42,7 +44,12 @@ class LengthReader:
 
 
 class ChunkReader:
-    """Reader that rewrites a chunked response body in strict form: CRLF line endings, no extensions or trailers."""
+    """Reader for a response body that is sent in chunks (`Transfer-Encoding: chunked`).
+
+    `feed` rewrites the chunks in the strict form that aiohttp's parser accepts: with CRLF line endings, and without
+    chunk extensions and trailers. `done` is True once the whole body has arrived, and `excess` is True if bytes follow
+    it.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -52,7 +59,9 @@ class ChunkReader:
         self.done = self.excess = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return received bytes, rewritten in strict form. An incomplete line is kept until the next call.
+        """Rewrite received bytes of the body in strict form, and return them.
+
+        An incomplete line at the end is not returned. It is completed by the bytes of the next call.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
@@ -81,9 +90,13 @@ class ChunkReader:
         return b"".join(strict)
 
     def _line(self, line: bytes) -> bytes:
-        """Process a line outside the chunk data: a chunk size, the line break after a chunk, or a trailer.
+        """Process a line between the data of two chunks or after the last chunk, and return it in strict form.
 
-        Return the line as aiohttp's strict parser expects it, or empty bytes to drop the line.
+        The line is a chunk size, the line break after a chunk, or a trailer. Return empty bytes if the line is to be
+        dropped.
+
+        Args:
+            line: line without its line break.
 
         Raises:
             BadResponse: the line is invalid, or the trailers are too large.
@@ -108,9 +121,10 @@ class ChunkReader:
 
 
 class TolerantHandler(ResponseHandler):
-    """Subclass of aiohttp's connection protocol that accepts malformed responses.
+    """Connection protocol that extends aiohttp's `ResponseHandler` to accept malformed responses.
 
-    It rewrites response heads and chunks so that aiohttp's parser accepts them, and drops excess bytes after a body.
+    It rewrites response heads and chunks before aiohttp's parser receives them, so that the parser accepts them. Excess
+    bytes after a body are dropped.
 
     Args:
         loop: event loop of the connection.
@@ -124,7 +138,11 @@ class TolerantHandler(ResponseHandler):
         """Reader for the current body; None if no body has started, or if the body ends when the connection closes."""
 
     def set_response_params(self, **options: Any) -> None:
-        """Reset the readers for the next response."""
+        """Prepare for the next response: create a new head reader, and discard the body reader.
+
+        Args:
+            options: options of aiohttp's method, which are passed on unchanged.
+        """
         self._heads, self._body = HeadReader(), None
         super().set_response_params(**options)
 
