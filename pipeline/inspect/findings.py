@@ -66,7 +66,10 @@ class Inspection:
             self.counts[outcome] = self.counts.get(outcome, 0) + number
 
     def count_errors(self, messages: Mapping[str, int]) -> None:
-        """Add counts of failed rows, keyed by error message, to `errors`."""
+        """Add numbers of failed rows, keyed by error message, to the totals in `self.errors`.
+
+        Once `self.errors` contains 1,000 messages, rows with new messages are counted as `other messages`.
+        """
         for message, number in messages.items():
             known = message in self.errors or len(self.errors) < MOST_LISTED
             name = message if known else "other messages"

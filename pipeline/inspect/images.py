@@ -33,7 +33,7 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """Rows and columns of a shard's Parquet table that an inspection uses."""
+    """Content of a shard's Parquet table, limited to the columns that the inspection uses."""
 
     rows: int
     images: list[int]
@@ -75,7 +75,7 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
 
 
 class ImageInspector:
-    """Inspector for image shards, one after another.
+    """Inspector for the image shards of a folder. Call `inspect` for each shard, and then `finish`.
 
     Args:
         store: folder of the shards.
@@ -162,10 +162,11 @@ class ImageInspector:
     def _inspect_size(
         self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, report: Report
     ) -> None:
-        """Decide at random whether to sample an image. If so, read its size and compare it with the table.
+        """Read the width and height of an image if it is chosen for the sample, and compare them with the table.
 
-        The size is read from the image header. With reservoir sampling (Vitter 1985), every image in the folder is
-        equally likely to be in the sample.
+        Images are chosen at random by reservoir sampling (Vitter 1985): at the end, every image in the folder is
+        equally likely to be in the sample. Only the header of an image is read. An image whose header cannot be read is
+        reported.
         """
         self._images += 1
         place = self._random.randrange(self._images)

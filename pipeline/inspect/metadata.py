@@ -29,12 +29,15 @@ _NORMS = {"image_norm": "image", "text_norm": "text"}
 
 
 class MetadataInspector:
-    """Inspector for the metadata and token states of shards, one after another.
+    """Inspector for the metadata files and token states of a folder's shards.
+
+    Call `inspect` and `inspect_token_states` for each shard, and then `finish`.
 
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `embed`. There, a missing key or caption column is a fault, not a note.
+        recorded: True for a folder written by `embed`. In such a folder, a missing key or caption column is reported as
+            a fault; in other folders, as a note.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:

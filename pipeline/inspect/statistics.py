@@ -76,8 +76,8 @@ class Distribution:
     def to_json(self) -> dict[str, Any]:
         """Return the number of values, mean, standard deviation, extremes, quantiles and histogram.
 
-        Empty bins at both ends of the histogram are omitted. Neighbouring bins are merged so that at most 64 remain. At
-        least one value must have been added.
+        Empty bins at both ends of the histogram are omitted. Neighbouring bins are merged so that at most 64 remain.
+        Call this method only after at least one value has been added.
         """
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
@@ -97,12 +97,12 @@ class Distribution:
 
 
 class Repeats:
-    """Duplicate finder that compares rows by 64-bit hashes of their content.
+    """Search for duplicate rows, in which rows are compared by 64-bit hashes of their content.
 
-    The result is exact for up to `capacity` rows. If there are more, only rows whose hash ends in a zero bit are kept.
-    If these are still too many, two zero bits are required, and so on. This bounds memory use, and rows with the same
-    content are either all kept or all dropped. For 10 million distinct contents, the probability that any two have the
-    same hash is 3e-6.
+    The search covers all rows if there are at most `capacity`. If there are more, it covers only the rows whose hash
+    ends in a zero bit. If these are still too many, the hash must end in two zero bits, and so on. This limits memory
+    use. Rows with the same content have the same hash, so either all or none of them are covered. For 10 million
+    distinct contents, the probability that any two have the same hash is 3e-6.
 
     Args:
         capacity: maximum number of stored rows.
@@ -118,10 +118,10 @@ class Repeats:
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
-        """Add rows, which are compared by the hashes of their content.
+        """Add rows to the search. If more than `capacity` rows are then stored, some are dropped; see `Repeats`.
 
         Args:
-            hashes: `[n]` int64 content hashes.
+            hashes: `[n]` int64 hashes of the rows' content.
             rows: `[n]` row numbers, ascending.
         """
         self._sample.add(hashes, rows)

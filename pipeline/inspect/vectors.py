@@ -39,7 +39,7 @@ class ShardParts:
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Similarity of a shard's paired images and texts, compared with that of unrelated images and texts."""
+    """Comparison of a shard's images with their own texts and with unrelated texts, by mean cosine similarity."""
 
     name: str
     rows: int
@@ -169,11 +169,16 @@ class VectorInspector:
         return embeds / norms[:, None] if sound.all() else embeds / np.where(sound, norms, 1)[:, None]
 
     def _compare(self, image: np.ndarray, text: np.ndarray, differences: Distribution) -> None:
-        """Add the cosines between the images and texts of a block to the distributions of paired and unrelated cosines.
+        """Compute the cosine similarities between images and texts in a block, and add them to the distributions.
 
         Each image is compared with its own text and with an unrelated text. The unrelated text is half a block away,
-        because neighbouring rows may be captions of the same image. For each image, the first cosine minus the second
-        is added to `differences`.
+        because neighbouring rows may be captions of the same image. A block with only one row has no unrelated text.
+
+        Args:
+            image: `[n, D]` image embeddings of norm 1; NaN for invalid rows, which are not counted.
+            text: `[n, D]` text embeddings of the same rows, in the same format.
+            differences: distribution to which, for each image, the similarity to its own text minus the similarity to
+                the unrelated text is added.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)

@@ -55,9 +55,13 @@ class _Source:
 class CaptionReader:
     """Thread-safe reader for the captions of one embeddings folder.
 
+    If a shard's metadata has large row groups, the captions are first copied to a file with small row groups. A few
+    captions can then be read without reading the whole shard.
+
     Args:
         store: embeddings folder.
-        mark: fingerprint of the data, used in the path of the copied captions.
+        mark: fingerprint of the folder's data. It is part of the path of the copies, so copies of earlier data are not
+            used.
     """
 
     def __init__(self, store: Store, mark: str) -> None:

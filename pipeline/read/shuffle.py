@@ -64,16 +64,17 @@ class Share:
 
 
 class EpochPlan:
-    """Row order of one epoch, built in O(blocks) time. Each batch is computed independently of the other batches.
+    """Row order of one epoch, built in O(blocks) time. Any batch of the epoch can be computed without computing the
+    others.
 
     Args:
         visits: `[blocks]` number of rows that the epoch reads from each block.
         sizes: `[blocks]` number of rows stored in each block.
         seed: seed of the order.
         epoch: epoch number.
-        window_rows: approximate number of stored rows per shuffle window (a group of whole blocks whose rows are
-            shuffled together). A window ends with the block at which the total number of stored rows so far reaches the
-            next multiple of this number.
+        window_rows: approximate number of rows per shuffle window (a group of whole blocks whose rows are shuffled
+            together). All rows stored in the blocks are counted, not only those that the epoch reads. A window ends
+            with the block in which the running total reaches the next multiple of this number.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
@@ -105,11 +106,12 @@ class EpochPlan:
         return range(int(first), int(last) + 1)
 
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
-        """Return the share of a global batch that one rank reads.
+        """Return the rows of a global batch that one rank reads.
 
-        The rows of a batch are sorted by place (position before shuffling) and divided into one slice per rank, so that
-        each rank needs only some of the window's blocks. If a batch spans several windows, the sort key is instead the
-        row's relative position in its window before shuffling, from 0 to 1.
+        The rows of the batch are sorted by their position in the epoch before shuffling. Each rank then gets one slice
+        of the sorted rows, so that it needs only some of the window's blocks. If the batch spans several windows, the
+        rows are instead sorted by their relative position in their own window before shuffling, from 0 at its start to
+        1 at its end.
 
         Args:
             step: batch number within the epoch.

@@ -73,9 +73,12 @@ def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the salted SHA-256 of each row's image identifier, in row order, as `[n, 4]` uint64 arrays.
+    """Yield a SHA-256 hash of each row's image identifier, preceded by the fixed prefix `_SPLIT_SALT`, block by block.
 
     Rows with the same image have the same identifier; see `EmbeddingShard.content_groups`.
+
+    Yields:
+        `[n, 4]` uint64 array for the next `n` rows: the 256 bits of each hash as four numbers.
     """
     for shard in shards:
         for groups in shard.content_groups():
