@@ -242,5 +242,5 @@ def _foreign_parts(
 
 
 def _number(files: Mapping[str, str]) -> str:
-    """Return the shard number, as a string, from the name of the shard's first file."""
+    """Return the shard number from the name of a shard's first file, such as `0003` from `img_emb_0003.npy`."""
     return next(iter(files.values())).rpartition("_")[2].partition(".")[0]

@@ -21,7 +21,15 @@ _ENDINGS = (".tar", ".parquet", "_stats.json")
 
 
 class RecordedImages:
-    """Inspector for a folder of image shards with a manifest that `download` wrote."""
+    """Inspector for a folder of image shards that `download` wrote.
+
+    Call `inspect` for each shard in the order of the shard names, and then `finish`.
+
+    Args:
+        store: folder to inspect.
+        inspection: findings to add to.
+        manifest: manifest of the folder.
+    """
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest

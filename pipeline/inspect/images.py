@@ -46,7 +46,11 @@ class ShardTable:
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
-    """Read the columns of a shard's table that an inspection uses.
+    """Read the columns of a shard's table that an inspection uses. Columns that the table lacks are left out.
+
+    Args:
+        store: folder of the shard.
+        name: name of the Parquet file that contains the table.
 
     Raises:
         InputError: the table is damaged.
@@ -97,7 +101,16 @@ class ImageInspector:
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
     def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
-        """Inspect a shard's tar file, compare it with the shard's table, if any, and return the number of images."""
+        """Inspect a shard's tar file, and compare it with the shard's table.
+
+        Args:
+            name: name of the shard.
+            table: the shard's table; None if it is missing or damaged. The tar file is then inspected on its own.
+            report: callback for faults.
+
+        Returns:
+            Number of images in the tar file. If the file is damaged, only the images before the damage are counted.
+        """
         self._names.append(name)
         self._first_rows.append(self._rows)
         shard = ImageShard(name, "", 0)

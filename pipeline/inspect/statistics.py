@@ -19,7 +19,7 @@ REPEATS_CAPACITY = 10_000_000
 
 
 class Distribution:
-    """Moments and histogram of a stream of values.
+    """Mean, standard deviation, extremes and histogram of a stream of values.
 
     The first bin also counts the values below its lower edge, and the last bin the values above its upper edge.
 
@@ -59,8 +59,8 @@ class Distribution:
     def quantile(self, share: float) -> float:
         """Return the value below which the fraction `share` of the values lies, such as the median for 0.5.
 
-        The quantile is interpolated linearly within its bin, so its error is at most the bin width. At least one value
-        must have been added.
+        The quantile is interpolated linearly within its bin, so its error is at most the bin width. Call this method
+        only after at least one value has been added.
         """
         target = share * self.rows
         below = np.cumsum(self.counts)
@@ -143,10 +143,14 @@ class Repeats:
 
 
 def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
-    """Return the int64 hashes of `count` values.
+    """Return an int64 hash of each value, computed by Python's `hash`.
 
     Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions. For the same
     reason, hashes from different processes cannot be compared.
+
+    Args:
+        values: values to hash. Unhashable values, such as lists, are converted to text by `repr` first.
+        count: number of values.
     """
     return np.fromiter(map(_hash, values), np.int64, count)
 
@@ -160,7 +164,7 @@ def _hash(value: Any) -> int:
 
 
 def cosines() -> Distribution:
-    """Return an empty histogram for cosines, with 400 bins from -1 to 1."""
+    """Return an empty histogram for cosine similarities, with 400 bins from -1 to 1."""
     return Distribution(np.linspace(-1, 1, 401))
 
 
@@ -179,5 +183,8 @@ def lengths() -> Distribution:
 
 
 def magnitudes() -> Distribution:
-    """Return an empty histogram for positive numbers, with 32 bins per factor of 2, from 2^-10 to 2^20."""
+    """Return an empty histogram for positive numbers, with bins from 2^-10 to 2^20.
+
+    There are 32 bins between successive powers of 2.
+    """
     return Distribution(2.0 ** (np.arange(-10 * 32, 20 * 32 + 1) / 32))

@@ -69,7 +69,9 @@ def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iter
 
 
 class VectorInspector:
-    """Inspector for the image and text embeddings of shards, one after another.
+    """Inspector for the image and text embeddings of a folder's shards.
+
+    Call `inspect` for each shard in row order, and then `finish` to report the findings about the whole folder.
 
     Args:
         store: folder of the shards.
@@ -232,11 +234,11 @@ class VectorInspector:
         )
 
     def _report_alignment(self) -> None:
-        """Report each shard whose paired images and texts are no more similar than unrelated ones.
+        """Report each shard whose images are no more similar to their own texts than to unrelated texts.
 
-        Such a shard is reported as a problem only if another shard's pairs are clearly more similar than unrelated
-        images and texts. If there is no such other shard, the cause may be the whole folder or the CLIP model, so a
-        single note is added instead.
+        Such a shard is reported as a problem only if, in another shard, images are clearly more similar to their own
+        texts. If there is no such other shard, the cause may be the whole folder or the CLIP model, so a single note is
+        added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:

@@ -163,7 +163,10 @@ class EmbeddingDataset:
         return self._about("clip_settings")
 
     def _about(self, name: str) -> dict[str, Any]:
-        """Return an entry of the manifest's `about` section.
+        """Return what the manifest records about the CLIP model that computed the embeddings.
+
+        Args:
+            name: entry of the manifest's `about` section: `clip` or `clip_settings`.
 
         Raises:
             InputError: the folder has no manifest.
@@ -178,7 +181,10 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Messages about unusual properties of the folder. Some properties are detected only when rows are read."""
+        """Messages about unusual but accepted properties of the folder, such as missing shard numbers.
+
+        Embeddings that had to be normalised are mentioned only after they have been read.
+        """
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]

@@ -52,7 +52,7 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
     """Return the property `name` (`embed_dim` or `token_width`) of the CLIP model, as recorded in the manifest.
 
     Raises:
-        InputError: the width is missing or implausible.
+        InputError: the property is missing, is not a positive whole number, or is greater than 2^20.
     """
     width = clip.get(name) if isinstance(clip, dict) else None
     if type(width) is not int or not 0 < width <= _MAX_WIDTH:

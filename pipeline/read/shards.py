@@ -40,11 +40,11 @@ class EmbeddingShard:
 
     Args:
         store: embeddings folder.
-        rows: number of rows in each file.
-        counted_by: file or record from which `rows` was read, for error messages.
+        rows: number of rows in the shard.
+        counted_by: file or record that states the number of rows, for error messages.
         files: path of each file relative to the embeddings folder, keyed by kind, such as `img_emb` or `metadata`.
-        layouts: array layouts (row count, row shape, dtype and byte offset) that are already known, keyed by kind. The
-            layout of any other array is read from its header when needed.
+        layouts: row count, row shape, dtype and byte offset of each array whose header has already been read, keyed by
+            kind. The headers of other arrays are read when needed.
         embed_dim: expected embedding size, checked when a header is read; None if the layouts are given.
     """
 
@@ -190,7 +190,10 @@ class EmbeddingShard:
         return self._arrays[kind]
 
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Copy the token states (text encoder outputs) of the given rows into `states`, up to T states per row.
+        """Copy the token states (the text encoder's output for each token) of the given rows into `states`.
+
+        If a row has more than T token states, only the first T are copied. If it has fewer, the remaining places in
+        `states` are unchanged.
 
         Args:
             states: `[B, T, W]` array to write to, initially zero.

@@ -25,7 +25,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_key(*parts: int | str) -> np.uint64:
-    """Return a 64-bit key for `mix` or for seeding a random stream.
+    """Return a 64-bit hash of the given parts, for use as the key of `mix` or as the seed of a random stream.
 
     Args:
         parts: a string that names the purpose of the key, followed by numbers such as the seed and the epoch.
@@ -36,7 +36,10 @@ def hash_key(*parts: int | str) -> np.uint64:
 
 
 def mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Apply a keyed bijective hash to uint64 values (SplitMix64; Steele, Lea and Flood, 2014)."""
+    """Return a hash of each uint64 value. For a given key, different values have different hashes.
+
+    The hash function is SplitMix64 (Steele, Lea and Flood, 2014).
+    """
     state = values * _GAMMA + key
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -25,7 +25,10 @@ _GROUP_PARTS = 256
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of consecutive rows. A block never spans two shards, and an empty shard has no blocks."""
+    """Division of a dataset into blocks of consecutive rows.
+
+    A block never spans two shards, and an empty shard has no blocks.
+    """
 
     starts: np.ndarray
     """`[blocks + 1]` int64: row number of each block's first row, followed by the total number of rows."""

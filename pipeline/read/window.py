@@ -78,9 +78,10 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of a block that are read together, with their token states and captions, if requested.
+    """Consecutive rows that are read from one block, with their token states and captions.
 
-    The embeddings of the rows are in `Buffers`.
+    The embeddings of the rows are in `Buffers`. `states` and `captions` are None until the rows are read, and stay None
+    if they are not requested.
     """
 
     slot: int
@@ -145,7 +146,7 @@ class BlockReader:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """Return an empty batch for a share (the part of a global batch that this rank reads).
+        """Allocate a batch for a share, which is the part of a global batch that this rank reads.
 
         `ShuffleWindow.fill` later copies the rows into the batch.
         """
