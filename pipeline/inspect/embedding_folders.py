@@ -28,7 +28,17 @@ FOREIGN_STAGE = "embeddings without a manifest"
 
 
 class _FolderInspector:
-    """Inspector for embedding shards, and for the folder as a whole once all shards are inspected."""
+    """Inspector for the embedding shards of a folder.
+
+    Call `inspect` for each shard in row order, and then `finish` to report the findings about the whole folder.
+
+    Args:
+        store: folder to inspect.
+        inspection: findings to add to. Its number of rows must already be set.
+        embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
+        dim_source: name of the file that states `embed_dim`, for use in messages.
+        recorded: True for a folder with a manifest that `embed` wrote.
+    """
 
     def __init__(
         self, store: Store, inspection: Inspection, embed_dim: int | None, dim_source: str, *, recorded: bool
@@ -60,7 +70,15 @@ class _FolderInspector:
 
 
 class RecordedEmbeddings:
-    """Inspector for an embeddings folder with a manifest that `embed` wrote."""
+    """Inspector for an embeddings folder that `embed` wrote.
+
+    Call `inspect` for each shard in the order of the shard names, and then `finish`.
+
+    Args:
+        store: folder to inspect.
+        inspection: findings to add to.
+        manifest: manifest of the folder.
+    """
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -196,16 +214,17 @@ def _foreign_parts(
     headers: Mapping[str, FileHeader],
     first: Mapping[str, str],
 ) -> ShardParts | None:
-    """Return the valid files of a shard, and the number of rows in its first readable file.
+    """Check the files of a shard in a folder without a manifest, and return the valid ones.
 
-    Faulty files are omitted and reported as problems.
+    Faulty files are left out and reported as problems. The first file with a readable header determines the shard's
+    number of rows.
 
     Args:
         store: embeddings folder.
         inspection: findings to add to.
         files: names of the shard's files, keyed by kind.
         headers: headers that could be read, keyed by file name.
-        first: name of the folder's first readable file of each kind, used as the reference for other shards' files.
+        first: name of the folder's first readable file of each kind, with which the shard's files are compared.
 
     Returns:
         Valid files of the shard; None if none of its headers could be read.
@@ -223,5 +242,5 @@ def _foreign_parts(
 
 
 def _number(files: Mapping[str, str]) -> str:
-    """Return the shard number, as a string, from the name of the shard's first file."""
+    """Return the shard number from the name of a shard's first file, such as `0003` from `img_emb_0003.npy`."""
     return next(iter(files.values())).rpartition("_")[2].partition(".")[0]

@@ -61,12 +61,15 @@ class Inspection:
             self.notes.append(note)
 
     def count(self, outcomes: Mapping[str, int]) -> None:
-        """Add row counts, keyed by outcome, to `counts`."""
+        """Add numbers of rows, keyed by outcome (such as `success`), to the totals in `self.counts`."""
         for outcome, number in outcomes.items():
             self.counts[outcome] = self.counts.get(outcome, 0) + number
 
     def count_errors(self, messages: Mapping[str, int]) -> None:
-        """Add counts of failed rows, keyed by error message, to `errors`."""
+        """Add numbers of failed rows, keyed by error message, to the totals in `self.errors`.
+
+        Once `self.errors` contains 1,000 messages, rows with new messages are counted as `other messages`.
+        """
         for message, number in messages.items():
             known = message in self.errors or len(self.errors) < MOST_LISTED
             name = message if known else "other messages"
@@ -74,9 +77,9 @@ class Inspection:
 
 
 class Examples:
-    """Count of rows with a given property, such as an empty caption, and a few of these rows as examples.
+    """Number of rows with a given property, such as an empty caption, and the locations of a few of these rows.
 
-    All rows are reported together as one finding.
+    `report` mentions all rows together in one finding.
 
     Args:
         most: maximum number of example rows that the finding names.

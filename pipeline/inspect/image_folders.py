@@ -21,7 +21,15 @@ _ENDINGS = (".tar", ".parquet", "_stats.json")
 
 
 class RecordedImages:
-    """Inspector for a folder of image shards with a manifest that `download` wrote."""
+    """Inspector for a folder of image shards that `download` wrote.
+
+    Call `inspect` for each shard in the order of the shard names, and then `finish`.
+
+    Args:
+        store: folder to inspect.
+        inspection: findings to add to.
+        manifest: manifest of the folder.
+    """
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
@@ -135,18 +143,20 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:
-    """Compare img2dataset's statistics for a shard with the shard's table.
+    """Compare the numbers of rows and images in img2dataset's statistics for a shard with the shard's table.
 
-    The number of failed rows for each error message in the statistics is added to `Inspection.errors`.
+    The statistics also contain the number of failed rows for each error message, which is added to `Inspection.errors`.
 
     Args:
+        store: folder to inspect.
+        inspection: findings to add to.
         shard: name of the shard.
         name: name of the file with the statistics.
         table: the shard's table; None if it is missing or damaged.
 
     Returns:
-        True if the statistics contain row counts by status. In that case, all error messages are already counted, and
-        the messages in the table must not be counted again.
+        True if the statistics list the number of rows for each status. The error messages in the table must then not be
+        counted again. False if there is no such list, or if the file is damaged.
     """
     try:
         value = store.read_json(name)

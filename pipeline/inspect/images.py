@@ -33,7 +33,7 @@ _ORIGINAL_SIZES = ("original_width", "original_height")
 
 @dataclass
 class ShardTable:
-    """Rows and columns of a shard's Parquet table that an inspection uses."""
+    """Content of a shard's Parquet table, limited to the columns that the inspection uses."""
 
     rows: int
     images: list[int]
@@ -46,7 +46,11 @@ class ShardTable:
 
 
 def read_shard_rows(store: Store, name: str) -> ShardTable:
-    """Read the columns of a shard's table that an inspection uses.
+    """Read the columns of a shard's table that an inspection uses. Columns that the table lacks are left out.
+
+    Args:
+        store: folder of the shard.
+        name: name of the Parquet file that contains the table.
 
     Raises:
         InputError: the table is damaged.
@@ -75,7 +79,7 @@ def read_shard_rows(store: Store, name: str) -> ShardTable:
 
 
 class ImageInspector:
-    """Inspector for image shards, one after another.
+    """Inspector for the image shards of a folder. Call `inspect` for each shard, and then `finish`.
 
     Args:
         store: folder of the shards.
@@ -97,7 +101,16 @@ class ImageInspector:
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
     def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
-        """Inspect a shard's tar file, compare it with the shard's table, if any, and return the number of images."""
+        """Inspect a shard's tar file, and compare it with the shard's table.
+
+        Args:
+            name: name of the shard.
+            table: the shard's table; None if it is missing or damaged. The tar file is then inspected on its own.
+            report: callback for faults.
+
+        Returns:
+            Number of images in the tar file. If the file is damaged, only the images before the damage are counted.
+        """
         self._names.append(name)
         self._first_rows.append(self._rows)
         shard = ImageShard(name, "", 0)
@@ -162,10 +175,11 @@ class ImageInspector:
     def _inspect_size(
         self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, report: Report
     ) -> None:
-        """Decide at random whether to sample an image. If so, read its size and compare it with the table.
+        """Read the width and height of an image if it is chosen for the sample, and compare them with the table.
 
-        The size is read from the image header. With reservoir sampling (Vitter 1985), every image in the folder is
-        equally likely to be in the sample.
+        Images are chosen at random by reservoir sampling (Vitter 1985): at the end, every image in the folder is
+        equally likely to be in the sample. Only the header of an image is read. An image whose header cannot be read is
+        reported.
         """
         self._images += 1
         place = self._random.randrange(self._images)

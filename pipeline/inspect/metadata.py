@@ -29,12 +29,15 @@ _NORMS = {"image_norm": "image", "text_norm": "text"}
 
 
 class MetadataInspector:
-    """Inspector for the metadata and token states of shards, one after another.
+    """Inspector for the metadata files and token states of a folder's shards.
+
+    Call `inspect` and `inspect_token_states` for each shard, and then `finish`.
 
     Args:
         store: folder of the shards.
         inspection: findings to add to.
-        recorded: True for a folder written by `embed`. There, a missing key or caption column is a fault, not a note.
+        recorded: True for a folder written by `embed`. In such a folder, a missing key or caption column is reported as
+            a fault; in other folders, as a note.
     """
 
     def __init__(self, store: Store, inspection: Inspection, *, recorded: bool) -> None:
@@ -120,7 +123,10 @@ class MetadataInspector:
     def _inspect_keys(
         self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
-        """Report rows without a key, or with different keys in two columns, and return the hash of each row's key.
+        """Inspect the keys of a block of rows, and return a hash of each key.
+
+        In a folder written by `embed`, rows without a key and rows with different keys in the two key columns are
+        reported. In other folders, rows without a key are only counted.
 
         Args:
             shard: shard that contains the rows.
@@ -130,7 +136,7 @@ class MetadataInspector:
             report: callback for faults.
 
         Returns:
-            `[n]` int64 hashes.
+            `[n]` int64 hashes. For a row without a key, the hash of its position.
         """
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
@@ -175,7 +181,16 @@ class MetadataInspector:
     def _inspect_norms(
         self, shard: ShardParts, start: int, column: str, norms: pa.Array, values: Distribution, report: Report
     ) -> None:
-        """Add a block of norms to the distribution `values`, and report norms that are not positive and finite."""
+        """Add a block of embedding norms to a distribution, and report norms that are not positive and finite.
+
+        Args:
+            shard: shard that contains the rows.
+            start: row number of the block's first row within the shard.
+            column: name of the metadata column that contains the norms.
+            norms: values of the column. If they are not floating-point numbers, a fault is reported instead.
+            values: distribution to add to.
+            report: callback for faults.
+        """
         numbers = norms.to_numpy(zero_copy_only=False)
         if numbers.dtype.kind != "f":
             if start == 0:

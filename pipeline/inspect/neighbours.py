@@ -30,7 +30,7 @@ def seeded_rows(total: int, most: int) -> np.ndarray:
 
 @dataclass
 class Neighbours:
-    """Result of comparing the rows of a `NeighbourBank` (a random sample of a folder's rows) with each other."""
+    """Result of the search for near-duplicate images among the sampled rows of a `NeighbourBank`."""
 
     compared: int
     """Number of rows with distinct embeddings that were compared with all others within the time limit."""
@@ -46,9 +46,9 @@ class Neighbours:
 
 
 class NeighbourBank:
-    """Random sample of a folder's rows, drawn with a fixed seed, whose embeddings are compared with each other.
+    """Fixed-seed random sample of a folder's rows, in which `compare` searches for near-duplicate images.
 
-    The embeddings are stored as float16.
+    The embeddings of the sampled rows are stored as float16.
 
     Args:
         total: number of rows in the folder.
@@ -80,14 +80,14 @@ class NeighbourBank:
             self.rows += int(sampled.sum())
 
     def compare(self, seconds: float = _SECONDS, near: float = NEAR_COSINE) -> Neighbours:
-        """Compare all pairs of rows with different embeddings, block by block, until time runs out.
+        """Compute the cosine similarity of each pair of sampled embeddings, and count the near duplicates.
 
-        Of several rows with identical embeddings, only one is compared. The stored rows are removed, so call this
-        method only once.
+        If several rows have identical embeddings, only one of them is compared. The rows are compared block by block
+        until the time limit. The sample is emptied, so call this method only once.
 
         Args:
             seconds: time limit in seconds. At least one block is compared, even if it takes longer.
-            near: minimum cosine of near duplicates.
+            near: minimum cosine similarity of two embeddings that count as near duplicates.
         """
         if not self.rows:
             return Neighbours(0, 0, [], np.empty(0, np.float32))

@@ -19,7 +19,11 @@ def health(inspection: Inspection) -> str:
 
 
 def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (name, value) rows for the counts and sizes of the folder."""
+    """Return (name, value) table rows with the name of the stage and the numbers of shards, rows and bytes in the
+    folder.
+
+    One further table row for each outcome, such as `success`, contains the number of rows with this outcome.
+    """
     rows: list[tuple[str, Any]] = [("stage", inspection.stage), ("shards", f"{inspection.shards:,}")]
     rows += [("rows", f"{inspection.rows:,}"), ("bytes", f"{inspection.bytes:,}")]
     rows += [(f"  {outcome}", f"{number:,}") for outcome, number in sorted(inspection.counts.items())]
@@ -27,7 +31,10 @@ def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def error_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (message, count) rows for the most frequent error messages. A final row sums up the others, if any."""
+    """Return (message, count) table rows for the 20 most frequent error messages.
+
+    If there are more messages, a final table row contains the total count of all others.
+    """
     ordered = sorted(inspection.errors.items(), key=lambda item: (-item[1], item[0]))
     rows = [(message, f"{number:,}") for message, number in ordered[:_LISTED]]
     if len(ordered) > _LISTED:
@@ -42,7 +49,7 @@ def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return one (check, number) row for each check. The number counts the rows, files or images that were checked."""
+    """Return one (check, count) table row per check, where count is the number of rows, files or images checked."""
     return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 

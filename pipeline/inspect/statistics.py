@@ -19,7 +19,7 @@ REPEATS_CAPACITY = 10_000_000
 
 
 class Distribution:
-    """Moments and histogram of a stream of values.
+    """Mean, standard deviation, extremes and histogram of a stream of values.
 
     The first bin also counts the values below its lower edge, and the last bin the values above its upper edge.
 
@@ -59,8 +59,8 @@ class Distribution:
     def quantile(self, share: float) -> float:
         """Return the value below which the fraction `share` of the values lies, such as the median for 0.5.
 
-        The quantile is interpolated linearly within its bin, so its error is at most the bin width. At least one value
-        must have been added.
+        The quantile is interpolated linearly within its bin, so its error is at most the bin width. Call this method
+        only after at least one value has been added.
         """
         target = share * self.rows
         below = np.cumsum(self.counts)
@@ -76,8 +76,8 @@ class Distribution:
     def to_json(self) -> dict[str, Any]:
         """Return the number of values, mean, standard deviation, extremes, quantiles and histogram.
 
-        Empty bins at both ends of the histogram are omitted. Neighbouring bins are merged so that at most 64 remain. At
-        least one value must have been added.
+        Empty bins at both ends of the histogram are omitted. Neighbouring bins are merged so that at most 64 remain.
+        Call this method only after at least one value has been added.
         """
         first, last = np.flatnonzero(self.counts)[[0, -1]]
         step = -(-(last + 1 - first) // _PRINTED_BINS)
@@ -97,12 +97,12 @@ class Distribution:
 
 
 class Repeats:
-    """Duplicate finder that compares rows by 64-bit hashes of their content.
+    """Search for duplicate rows, in which rows are compared by 64-bit hashes of their content.
 
-    The result is exact for up to `capacity` rows. If there are more, only rows whose hash ends in a zero bit are kept.
-    If these are still too many, two zero bits are required, and so on. This bounds memory use, and rows with the same
-    content are either all kept or all dropped. For 10 million distinct contents, the probability that any two have the
-    same hash is 3e-6.
+    The search covers all rows if there are at most `capacity`. If there are more, it covers only the rows whose hash
+    ends in a zero bit. If these are still too many, the hash must end in two zero bits, and so on. This limits memory
+    use. Rows with the same content have the same hash, so either all or none of them are covered. For 10 million
+    distinct contents, the probability that any two have the same hash is 3e-6.
 
     Args:
         capacity: maximum number of stored rows.
@@ -118,10 +118,10 @@ class Repeats:
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
-        """Add rows, which are compared by the hashes of their content.
+        """Add rows to the search. If more than `capacity` rows are then stored, some are dropped; see `Repeats`.
 
         Args:
-            hashes: `[n]` int64 content hashes.
+            hashes: `[n]` int64 hashes of the rows' content.
             rows: `[n]` row numbers, ascending.
         """
         self._sample.add(hashes, rows)
@@ -143,10 +143,14 @@ class Repeats:
 
 
 def content_hashes(values: Iterable[Any], count: int) -> np.ndarray:
-    """Return the int64 hashes of `count` values.
+    """Return an int64 hash of each value, computed by Python's `hash`.
 
     Python salts the hashes of text and bytes in each process, so an attacker cannot construct collisions. For the same
     reason, hashes from different processes cannot be compared.
+
+    Args:
+        values: values to hash. Unhashable values, such as lists, are converted to text by `repr` first.
+        count: number of values.
     """
     return np.fromiter(map(_hash, values), np.int64, count)
 
@@ -160,7 +164,7 @@ def _hash(value: Any) -> int:
 
 
 def cosines() -> Distribution:
-    """Return an empty histogram for cosines, with 400 bins from -1 to 1."""
+    """Return an empty histogram for cosine similarities, with 400 bins from -1 to 1."""
     return Distribution(np.linspace(-1, 1, 401))
 
 
@@ -179,5 +183,8 @@ def lengths() -> Distribution:
 
 
 def magnitudes() -> Distribution:
-    """Return an empty histogram for positive numbers, with 32 bins per factor of 2, from 2^-10 to 2^20."""
+    """Return an empty histogram for positive numbers, with bins from 2^-10 to 2^20.
+
+    There are 32 bins between successive powers of 2.
+    """
     return Distribution(2.0 ** (np.arange(-10 * 32, 20 * 32 + 1) / 32))

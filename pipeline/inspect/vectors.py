@@ -39,7 +39,7 @@ class ShardParts:
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Similarity of a shard's paired images and texts, compared with that of unrelated images and texts."""
+    """Comparison of a shard's images with their own texts and with unrelated texts, by mean cosine similarity."""
 
     name: str
     rows: int
@@ -69,7 +69,9 @@ def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iter
 
 
 class VectorInspector:
-    """Inspector for the image and text embeddings of shards, one after another.
+    """Inspector for the image and text embeddings of a folder's shards.
+
+    Call `inspect` for each shard in row order, and then `finish` to report the findings about the whole folder.
 
     Args:
         store: folder of the shards.
@@ -169,11 +171,16 @@ class VectorInspector:
         return embeds / norms[:, None] if sound.all() else embeds / np.where(sound, norms, 1)[:, None]
 
     def _compare(self, image: np.ndarray, text: np.ndarray, differences: Distribution) -> None:
-        """Add the cosines between the images and texts of a block to the distributions of paired and unrelated cosines.
+        """Compute the cosine similarities between images and texts in a block, and add them to the distributions.
 
         Each image is compared with its own text and with an unrelated text. The unrelated text is half a block away,
-        because neighbouring rows may be captions of the same image. For each image, the first cosine minus the second
-        is added to `differences`.
+        because neighbouring rows may be captions of the same image. A block with only one row has no unrelated text.
+
+        Args:
+            image: `[n, D]` image embeddings of norm 1; NaN for invalid rows, which are not counted.
+            text: `[n, D]` text embeddings of the same rows, in the same format.
+            differences: distribution to which, for each image, the similarity to its own text minus the similarity to
+                the unrelated text is added.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)
@@ -227,11 +234,11 @@ class VectorInspector:
         )
 
     def _report_alignment(self) -> None:
-        """Report each shard whose paired images and texts are no more similar than unrelated ones.
+        """Report each shard whose images are no more similar to their own texts than to unrelated texts.
 
-        Such a shard is reported as a problem only if another shard's pairs are clearly more similar than unrelated
-        images and texts. If there is no such other shard, the cause may be the whole folder or the CLIP model, so a
-        single note is added instead.
+        Such a shard is reported as a problem only if, in another shard, images are clearly more similar to their own
+        texts. If there is no such other shard, the cause may be the whole folder or the CLIP model, so a single note is
+        added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:

@@ -119,10 +119,15 @@ class BatchStream:
             pool.shutdown(cancel_futures=True)
 
     def _windows(self, first_step: int) -> Iterator[tuple[ShuffleWindow, list[Share]]]:
-        """Yield shuffle windows endlessly, starting with the one that contains the first row of step `first_step`.
+        """Yield shuffle windows in reading order, each with the shares that include rows of the window.
 
-        Each window (a group of rows that are shuffled together) comes with a list of shares. A share is the part of a
-        global batch that this rank reads. The list has one share for each global batch with rows in the window.
+        A shuffle window is a group of rows that are shuffled together. A share is the part of a global batch that this
+        rank reads. The first window is the one that contains the first row of step `first_step`. After the last window
+        of an epoch comes the first window of the next epoch, without end.
+
+        Yields:
+            A window, and one share for each global batch that has rows in the window. Global batches before step
+            `first_step` are left out.
         """
         epoch, step = divmod(first_step, self.steps_per_epoch)
         while True:

@@ -31,18 +31,18 @@ def cached_array(
     row_shape: tuple[int, ...],
     make: Callable[[], Iterable[np.ndarray]],
 ) -> np.ndarray:
-    """Return the array in `selections/NAME.npy`, memory-mapped.
+    """Return the array stored in the cache file `selections/NAME.npy`, memory-mapped.
 
-    If the file is missing or damaged, or has an unexpected dtype or shape, the array is computed and written to the
-    file. If the file cannot be written, the array is mapped from a temporary file.
+    If the file is missing or damaged, or has an unexpected dtype or shape, compute the array and write it to the file.
+    If the file cannot be written, return the array memory-mapped from a temporary file.
 
     Args:
-        store: embeddings folder that contains the cache.
-        name: file name without the extension.
+        store: embeddings folder that contains the cache file.
+        name: name of the cache file, without the extension.
         rows: expected number of rows; None if the number is unknown until the array is computed.
         dtype: expected dtype.
-        row_shape: expected shape of a row.
-        make: function that computes the array and yields consecutive parts of it.
+        row_shape: expected shape of each row; `()` if each row is a single value.
+        make: function that computes the array and yields it in parts, in row order.
 
     Returns:
         Array of shape `[rows, *row_shape]`.

@@ -43,7 +43,7 @@ _STREAM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Source:
-    """Parquet file that contains captions, with its cached footer."""
+    """Location of a Parquet file that contains captions, and its footer, which is kept so that it is read only once."""
 
     store: Store
     name: str
@@ -55,9 +55,13 @@ class _Source:
 class CaptionReader:
     """Thread-safe reader for the captions of one embeddings folder.
 
+    If a shard's metadata has large row groups, the captions are first copied to a file with small row groups. A few
+    captions can then be read without reading the whole shard.
+
     Args:
         store: embeddings folder.
-        mark: fingerprint of the data, used in the path of the copied captions.
+        mark: fingerprint of the folder's data. It is part of the path of the copies, so copies of earlier data are not
+            used.
     """
 
     def __init__(self, store: Store, mark: str) -> None:
@@ -89,7 +93,11 @@ class CaptionReader:
     def _source(self, shard: EmbeddingShard) -> _Source:
         """Return the file to read a shard's captions from: its metadata file, or a copy with small row groups.
 
-        The 64 most recently used files are cached with their footers.
+        The footers of the 64 most recently used files are cached.
+
+        Raises:
+            InputError: the metadata file does not have exactly one caption column, the column is not text, or the
+                number of rows differs from that of the shard.
         """
         name = shard.files["metadata"]
         with self._lock:
@@ -150,7 +158,13 @@ def _open(store: Store, name: str) -> _Source:
 
 
 def _copy(source: _Source, store: Store, name: str) -> None:
-    """Copy captions to a Parquet file with small row groups."""
+    """Copy captions to a Parquet file with small row groups, and replace null with an empty string.
+
+    Args:
+        source: file to read the captions from.
+        store: folder to write to.
+        name: path, within `store`, of the file to write.
+    """
     schema = pa.schema([(_COLUMN, pa.string())])
     with source.store.open(source.name) as file, store.create(name) as target:
         parquet = open_parquet(file, buffer_size=_STREAM_BYTES)

@@ -163,7 +163,10 @@ class EmbeddingDataset:
         return self._about("clip_settings")
 
     def _about(self, name: str) -> dict[str, Any]:
-        """Return an entry of the manifest's `about` section.
+        """Return what the manifest records about the CLIP model that computed the embeddings.
+
+        Args:
+            name: entry of the manifest's `about` section: `clip` or `clip_settings`.
 
         Raises:
             InputError: the folder has no manifest.
@@ -178,13 +181,19 @@ class EmbeddingDataset:
 
     @property
     def notes(self) -> list[str]:
-        """Messages about unusual properties of the folder. Some properties are detected only when rows are read."""
+        """Messages about unusual but accepted properties of the folder, such as missing shard numbers.
+
+        Embeddings that had to be normalised are mentioned only after they have been read.
+        """
         counts = sorted(self.rounded.items())
         rounded = [f"{number:,} {kind} embeddings that were read have {ROUNDED}" for kind, number in counts]
         return [f"{self.store.url}: {note}" for note in [*self._folder.notes, *rounded]]
 
     def embed_dtype(self, kind: str) -> np.dtype[Any]:
-        """Return the dtype for reading embeddings of the given kind: float16 if all files are float16, else float32."""
+        """Return the dtype of the embeddings of one kind (`img_emb` or `text_emb`) in training batches.
+
+        It is float16 if all files of this kind are float16, and float32 otherwise.
+        """
         return common_dtype({shard.embed_dtype(kind) for shard in self.shards})
 
     @functools.cached_property
@@ -196,9 +205,11 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """One hash per row, computed from an identifier of the row's image and its text embedding: `[count]` uint64.
+        """One hash per row, computed from an identifier of the row's image and from the row's text embedding: `[count]`
+        uint64.
 
-        The hashes do not depend on the row numbers. They are cached in the folder.
+        If a shard has no text embeddings, its hashes are computed from the image identifiers alone. A row's hash stays
+        the same if its row number changes. The hashes are cached in the folder.
         """
         make = functools.partial(identify_rows, self.shards)
         return cached_array(self.store, f"row_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
@@ -265,11 +276,12 @@ class EmbeddingDataset:
         return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
 
     def take(self, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:
-        """Read the given rows, in the given order.
+        """Read the image and text embeddings of the given rows and, if requested, their token states.
 
         Args:
-            rows: `[B]` row numbers.
-            max_text_len: maximum number of token states to read per row; 0 to read none.
+            rows: `[B]` row numbers, in any order. The result has the same order.
+            max_text_len: maximum number of token states per row; 0 to read none. If a row has more, only the first ones
+                are read.
 
         Raises:
             InputError: the folder lacks text embeddings or the requested token states, or an embedding is not a unit
@@ -315,7 +327,19 @@ class EmbeddingDataset:
         return embeds
 
     def metadata(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Read metadata columns for the given row numbers, in the given order."""
+        """Read metadata columns, such as `key` and `caption`, of the given rows.
+
+        Args:
+            rows: `[B]` row numbers, in any order.
+            columns: names of the columns to read.
+
+        Returns:
+            Table with B rows, in the order of `rows`.
+
+        Raises:
+            InputError: a column is missing or appears twice, the metadata is missing or damaged, or the types of a
+                column in different shards are incompatible.
+        """
         tables, parts = [], []
         for shard, positions, local_rows in self._rows_by_shard(rows):
             tables.append(shard.metadata(list(columns)).take(pa.array(local_rows)))
@@ -380,5 +404,17 @@ class EmbeddingDataset:
 
 
 def read_embeddings(url: str = "data/embeddings", settings: ReadSettings | None = None) -> EmbeddingDataset:
-    """Open a folder of embedding shards; see `EmbeddingDataset`."""
+    """Open a folder of embedding shards, and check that no file is missing or truncated.
+
+    Args:
+        url: folder written by `embed` or clip-retrieval, or published by LAION.
+        settings: read settings, such as split fractions; None for the defaults.
+
+    Returns:
+        Dataset with methods for reading embeddings, metadata and splits.
+
+    Raises:
+        InputError: the folder contains no embeddings, a file is missing or truncated, or the files of a shard differ in
+            their number of rows.
+    """
     return EmbeddingDataset(url, settings)

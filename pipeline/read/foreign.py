@@ -16,11 +16,14 @@ _HEADER_THREADS = 16
 
 
 def open_foreign(store: Store) -> FolderShards | None:
-    """Open shards written by clip-retrieval or published by LAION. Return None if the folder contains no such shards.
+    """Open the shards of a folder that clip-retrieval wrote or LAION published.
+
+    Returns:
+        Shards and properties of the folder; None if the folder contains no such shards.
 
     Raises:
-        InputError: a file is missing or damaged, the files of a shard differ in their number of rows, or arrays of
-            one kind differ in width.
+        InputError: a file is missing or damaged, the files of a shard differ in their number of rows, the embeddings in
+            the folder differ in size, or a metadata column is unusable or missing in only some shards.
     """
     pairs = pair_files(store.names(), store.url)
     if not pairs:

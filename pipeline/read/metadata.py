@@ -10,16 +10,17 @@ from ..errors import InputError
 
 
 def join_tables(tables: list[pa.Table], folder: str) -> pa.Table:
-    """Concatenate tables with the same column names.
+    """Concatenate metadata tables that have the same column names.
 
-    If the types of a column in the tables are incompatible, the column is converted to text.
+    If a column has types that cannot be unified, such as numbers in one table and text in another, its values are
+    converted to text.
 
     Args:
-        tables: at least one table.
-        folder: URL of the folder, for error messages.
+        tables: tables to concatenate, in this order; at least one.
+        folder: URL of the embeddings folder, for error messages.
 
     Raises:
-        InputError: the types of a column are incompatible, and one of them cannot be converted to text.
+        InputError: the types of a column cannot be unified, and one of them cannot be converted to text.
     """
     try:
         return pa.concat_tables(tables, promote_options="permissive")

@@ -52,7 +52,7 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
     """Return the property `name` (`embed_dim` or `token_width`) of the CLIP model, as recorded in the manifest.
 
     Raises:
-        InputError: the width is missing or implausible.
+        InputError: the property is missing, is not a positive whole number, or is greater than 2^20.
     """
     width = clip.get(name) if isinstance(clip, dict) else None
     if type(width) is not int or not 0 < width <= _MAX_WIDTH:
@@ -64,11 +64,16 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
 
 
 def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Check that `embed` has finished: the manifest lists all shards of the input, and every file in the data folders.
+    """Check that `embed` has finished writing the folder. Temporary files that a killed writer left are ignored.
+
+    Args:
+        store: embeddings folder.
+        manifest: manifest of the folder.
+        sizes: size in bytes of each file in the folder's subfolders, keyed by path.
 
     Raises:
-        InputError: the manifest lacks a shard of the input, or a data folder contains a file that the manifest does
-            not list.
+        InputError: the manifest does not list all shards of the input, or a data folder contains a file that the
+            manifest does not list.
     """
     planned = manifest.input.get("shards", 0)
     if len(manifest.shards) < planned:

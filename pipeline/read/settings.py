@@ -32,7 +32,7 @@ class ReadSettings(Settings):
 
     @model_validator(mode="after")
     def _some_rows_train(self) -> Self:
-        """Reject fractions that leave no rows to train on."""
+        """Check that the validation and test fractions add up to less than 1, so that rows are left to train on."""
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
         return self

@@ -40,11 +40,11 @@ class EmbeddingShard:
 
     Args:
         store: embeddings folder.
-        rows: number of rows in each file.
-        counted_by: file or record from which `rows` was read, for error messages.
+        rows: number of rows in the shard.
+        counted_by: file or record that states the number of rows, for error messages.
         files: path of each file relative to the embeddings folder, keyed by kind, such as `img_emb` or `metadata`.
-        layouts: array layouts (row count, row shape, dtype and byte offset) that are already known, keyed by kind. The
-            layout of any other array is read from its header when needed.
+        layouts: row count, row shape, dtype and byte offset of each array whose header has already been read, keyed by
+            kind. The headers of other arrays are read when needed.
         embed_dim: expected embedding size, checked when a header is read; None if the layouts are given.
     """
 
@@ -138,13 +138,18 @@ class EmbeddingShard:
         return self._layouts[kind].dtype if kind in self._convertible else _EMBED_DTYPE
 
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
-        """Fill the contiguous array `target` with consecutive rows of a stored array, starting at row `first`.
+        """Read consecutive rows of a stored array into `target`, until `target` is full.
 
-        If the stored array's layout was given to the constructor, the rows are converted to the dtype of `target`.
+        The rows are converted to the dtype of `target` only if the array's layout was passed to the constructor.
+
+        Args:
+            kind: kind of the stored array, such as `img_emb`.
+            first: index in the shard of the first row to read.
+            target: contiguous array that receives the rows. Its length is the number of rows to read.
 
         Raises:
-            InputError: the stored array and `target` differ in row shape, or they differ in dtype and the layout was
-                not given.
+            InputError: the rows of the stored array and of `target` differ in shape, they differ in dtype and are not
+                converted, or the file is truncated.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
@@ -185,7 +190,10 @@ class EmbeddingShard:
         return self._arrays[kind]
 
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Copy the token states (text encoder outputs) of the given rows into `states`, up to T states per row.
+        """Copy the token states (the text encoder's output for each token) of the given rows into `states`.
+
+        If a row has more than T token states, only the first T are copied. If it has fewer, the remaining places in
+        `states` are unchanged.
 
         Args:
             states: `[B, T, W]` array to write to, initially zero.
@@ -254,9 +262,13 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield one list per block of rows, with the block's values of each metadata column that can identify images.
+        """Yield the values of the metadata columns that can identify images (`sha256`, `md5` and `url`), block by
+        block.
 
-        Hash columns come before URL columns. If the metadata has no such column, the lists are empty.
+        Yields:
+            One list for each block of rows. It contains the block's values of `sha256`, of `md5` and of `url`, as one
+            list each. A column that the metadata lacks is left out. The list is empty if there is no such column, or no
+            metadata.
         """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))

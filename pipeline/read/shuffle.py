@@ -25,7 +25,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash_key(*parts: int | str) -> np.uint64:
-    """Return a 64-bit key for `mix` or for seeding a random stream.
+    """Return a 64-bit hash of the given parts, for use as the key of `mix` or as the seed of a random stream.
 
     Args:
         parts: a string that names the purpose of the key, followed by numbers such as the seed and the epoch.
@@ -36,7 +36,10 @@ def hash_key(*parts: int | str) -> np.uint64:
 
 
 def mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Apply a keyed bijective hash to uint64 values (SplitMix64; Steele, Lea and Flood, 2014)."""
+    """Return a hash of each uint64 value. For a given key, different values have different hashes.
+
+    The hash function is SplitMix64 (Steele, Lea and Flood, 2014).
+    """
     state = values * _GAMMA + key
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -64,16 +67,17 @@ class Share:
 
 
 class EpochPlan:
-    """Row order of one epoch, built in O(blocks) time. Each batch is computed independently of the other batches.
+    """Row order of one epoch, built in O(blocks) time. Any batch of the epoch can be computed without computing the
+    others.
 
     Args:
         visits: `[blocks]` number of rows that the epoch reads from each block.
         sizes: `[blocks]` number of rows stored in each block.
         seed: seed of the order.
         epoch: epoch number.
-        window_rows: approximate number of stored rows per shuffle window (a group of whole blocks whose rows are
-            shuffled together). A window ends with the block at which the total number of stored rows so far reaches the
-            next multiple of this number.
+        window_rows: approximate number of rows per shuffle window (a group of whole blocks whose rows are shuffled
+            together). All rows stored in the blocks are counted, not only those that the epoch reads. A window ends
+            with the block in which the running total reaches the next multiple of this number.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
@@ -105,11 +109,12 @@ class EpochPlan:
         return range(int(first), int(last) + 1)
 
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
-        """Return the share of a global batch that one rank reads.
+        """Return the rows of a global batch that one rank reads.
 
-        The rows of a batch are sorted by place (position before shuffling) and divided into one slice per rank, so that
-        each rank needs only some of the window's blocks. If a batch spans several windows, the sort key is instead the
-        row's relative position in its window before shuffling, from 0 to 1.
+        The rows of the batch are sorted by their position in the epoch before shuffling. Each rank then gets one slice
+        of the sorted rows, so that it needs only some of the window's blocks. If the batch spans several windows, the
+        rows are instead sorted by their relative position in their own window before shuffling, from 0 at its start to
+        1 at its end.
 
         Args:
             step: batch number within the epoch.

@@ -30,7 +30,11 @@ _DOUBLE_VALUES = 1 << 53
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield the split of each row, in row order, as `[n]` uint8 arrays of indices into `SPLITS`."""
+    """Yield the split of each row, block by block.
+
+    Yields:
+        `[n]` uint8 array for the next `n` rows: the split of each row, as an index into `SPLITS`.
+    """
     for digests in group_digests(shards):
         yield split_codes(digests[:, 0], settings)
 
@@ -53,7 +57,13 @@ def split_codes(hashes: np.ndarray, settings: ReadSettings) -> np.ndarray:
 
 
 def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a hash of each row's image identifier and text embedding, in row order, as `[n]` uint64 arrays."""
+    """Yield one hash per row, computed from an identifier of the row's image and from the row's text embedding.
+
+    If a shard has no text embeddings, its hashes are computed from the image identifiers alone.
+
+    Yields:
+        `[n]` uint64 array with the hashes of the next `n` rows.
+    """
     for shard in shards:
         first = 0
         for groups in shard.content_groups():
@@ -67,15 +77,22 @@ def identify_rows(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a hash of each row's image identifier, in row order, as `[n]` uint64 arrays."""
+    """Yield one hash per row, block by block. Rows with the same image have the same hash.
+
+    Yields:
+        `[n]` uint64 array with the hashes of the next `n` rows.
+    """
     for digests in group_digests(shards):
         yield digests[:, 0]
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield the salted SHA-256 of each row's image identifier, in row order, as `[n, 4]` uint64 arrays.
+    """Yield a SHA-256 hash of each row's image identifier, preceded by the fixed prefix `_SPLIT_SALT`, block by block.
 
     Rows with the same image have the same identifier; see `EmbeddingShard.content_groups`.
+
+    Yields:
+        `[n, 4]` uint64 array for the next `n` rows: the 256 bits of each hash as four numbers.
     """
     for shard in shards:
         for groups in shard.content_groups():

@@ -64,7 +64,7 @@ class StateRanges:
             raise InputError(f"{self._title} ends early, at byte {start + done}; embed that shard again")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file that contains the token states. `fill` must not be called after that."""
         os.close(self._file)
 
 

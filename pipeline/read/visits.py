@@ -25,7 +25,10 @@ _GROUP_PARTS = 256
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of consecutive rows. A block never spans two shards, and an empty shard has no blocks."""
+    """Division of a dataset into blocks of consecutive rows.
+
+    A block never spans two shards, and an empty shard has no blocks.
+    """
 
     starts: np.ndarray
     """`[blocks + 1]` int64: row number of each block's first row, followed by the total number of rows."""
@@ -80,8 +83,8 @@ class Visits:
         split_plan: `[count]` uint8, the split of each row.
         split: split to read, as an index into `SPLITS`.
         counts: `[blocks]` number of rows of the split in each block.
-        shared: result of `find_shared_groups` (the rows whose image also occurs in other rows), to read one row per
-            image; None to read all rows.
+        shared: table from `find_shared_groups` that lists the rows whose image also occurs in other rows. If given,
+            each epoch reads one row of each image. If None, each epoch reads all rows of the split.
     """
 
     def __init__(
@@ -129,12 +132,17 @@ class Visits:
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return a `[n]` bool mask that is True for the one row that an epoch draws at random from each group.
+    """Return a mask of the rows that are read in an epoch when it reads only one row of each image.
+
+    The rows with the same image form a group. In each group, one row is chosen at random in every epoch.
 
     Args:
-        shared: `[n, 4]` table of rows and groups, as returned by `find_shared_groups`.
+        shared: `[n, 4]` rows of the table that `find_shared_groups` creates. A group need not be complete.
         seed: seed of the row order.
         epoch: epoch number.
+
+    Returns:
+        `[n]` bool: True for each row that is the chosen one of its group.
     """
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
@@ -142,13 +150,14 @@ def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a single `[n, 4]` int64 array, with one entry for each row whose image also occurs in other rows.
+    """Find the rows whose image also occurs in other rows, and yield them as a single table.
 
-    Rows with the same image form a group. The columns are the row number, 64 bits of the group's hash, the row's index
-    in its group, and the group's size. The entries are sorted by row number.
+    Rows with the same image form a group. To save memory, all rows are first divided by hash into parts on disk, and
+    then sorted one part at a time. Memory holds one part, and 32 bytes for each row in the result.
 
-    To save memory, all rows are first divided by hash into parts on disk, and then sorted one part at a time. Memory
-    holds one part, and 32 bytes for each row in the result.
+    Yields:
+        One `[n, 4]` int64 array, sorted by row number. Its columns are the row number, 64 bits of the group's hash, the
+        row's index in its group, and the number of rows in the group.
     """
     with contextlib.ExitStack() as stack:
         spools = [stack.enter_context(contextlib.closing(RowSpool(np.int64, (2,)))) for _ in range(_GROUP_PARTS)]

@@ -78,9 +78,10 @@ class TrainBatch:
 
 @dataclass
 class _Part:
-    """Consecutive rows of a block that are read together, with their token states and captions, if requested.
+    """Consecutive rows that are read from one block, with their token states and captions.
 
-    The embeddings of the rows are in `Buffers`.
+    The embeddings of the rows are in `Buffers`. `states` and `captions` are None until the rows are read, and stay None
+    if they are not requested.
     """
 
     slot: int
@@ -90,8 +91,14 @@ class _Part:
 
 
 class Buffers:
-    """Embedding arrays of a window. Later windows reuse them, because allocating new arrays takes longer than reading
-    the rows."""
+    """Arrays that store the embeddings of one shuffle window.
+
+    They are reused for later windows, because allocating new arrays takes longer than reading the rows.
+
+    Args:
+        dataset: dataset from which the rows are read.
+        columns: columns to read, which determine whether there is an array for text embeddings.
+    """
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
@@ -100,7 +107,12 @@ class Buffers:
 
 
 class BlockReader:
-    """Reader for blocks of rows of one split. It also creates and validates batches.
+    """Reader that copies rows of a dataset into buffers, and creates and validates training batches.
+
+    Args:
+        dataset: dataset to read.
+        split: split to read.
+        columns: columns to read in addition to the image embeddings.
 
     Raises:
         InputError: the folder lacks a requested column.
@@ -134,7 +146,7 @@ class BlockReader:
             part.captions = self._captions.read(shard, first, end - start)
 
     def new_batch(self, share: Share) -> TrainBatch:
-        """Return an empty batch for a share (the part of a global batch that this rank reads).
+        """Allocate a batch for a share, which is the part of a global batch that this rank reads.
 
         `ShuffleWindow.fill` later copies the rows into the batch.
         """
@@ -200,7 +212,7 @@ def _norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BlockSpan:
-    """Range of rows to read from a block: from the first row that a rank needs to the last."""
+    """Range of rows to read from one block of a window: all rows from the first that a rank needs to the last."""
 
     block: int
     """Index of the block within the window."""
@@ -228,7 +240,9 @@ def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSp
 
 
 class ShuffleWindow:
-    """Rows of one shuffle window (rows that are shuffled together) that a rank needs.
+    """Part of a shuffle window that one rank needs. A shuffle window is a group of rows that are shuffled together.
+
+    Call `read` and `wait` first, then `fill` for each batch that has rows in the window, and `close` at the end.
 
     Args:
         plan: row order of the epoch.
