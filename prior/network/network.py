@@ -214,8 +214,8 @@ class PriorNetwork(Network):
 
         Args:
             tokens: tokens `[B, L, C]` of B texts.
-            before: cache with a single row of earlier tokens, which precedes the tokens of every text. None if there are
-                no earlier tokens.
+            before: cache with a single row of earlier tokens, which precedes the tokens of every text. None if
+                there are no earlier tokens.
         """
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
