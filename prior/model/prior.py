@@ -254,7 +254,7 @@ class Prior:
         embeddings have in network space.
 
         Raises:
-            SettingsError: a tensor does not have the given shape, or the sampler needs more tensors than `noise` yields.
+            SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
         """
         for index, value in enumerate(noise):
             if value.shape != shape:
@@ -297,8 +297,8 @@ class Prior:
         """Encode captions with the prior's CLIP model.
 
         Returns:
-            Text embeddings `[B, D]`, and token states `[B, T, W]` padded with rows of zeros. The second value is None if
-            the prior uses no token states.
+            Text embeddings `[B, D]`, and token states `[B, T, W]` padded with rows of zeros. The second value is None
+            if the prior uses no token states.
         """
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)

@@ -23,7 +23,7 @@ _BATCH_SIZE = 64
 def find_text_encoder(
     location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings
 ) -> ClipEncoder:
-    """Load the text encoder of a CLIP model, and check that it is the expected model.
+    """Load a CLIP model without its image tower, and check that it is the expected model.
 
     Args:
         location: settings for loading the CLIP model, from `clip_location`.
