@@ -18,7 +18,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluations metric by metric. Show differences from the first evaluation with 95% intervals.
+    """Compare evaluations metric by metric, as differences from the first evaluation with 95% intervals.
 
     Example: priorkit compare data/evaluation runs/wider/evaluation
     """

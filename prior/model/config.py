@@ -86,9 +86,9 @@ def build_network(config: PriorConfig) -> Network:
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
-    """Build the normaliser that the config describes.
+    """Build the image embedding normaliser that the config describes, before any statistics are loaded or fitted.
 
-    Its statistics, if any, are initialised to a mean of 0 and an identity covariance.
+    If the normaliser uses statistics, they are initialised to a mean of 0 and an identity covariance.
     """
     return EmbeddingNormaliser(config.diffusion.normaliser, config.embed_dim, config.diffusion.embed_scale)
 
@@ -96,12 +96,19 @@ def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
 def check_sampling(
     network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
-    """Check that a prior supports the sampling settings.
+    """Check that a prior with the given settings can be sampled with the settings in `sample`.
 
-    Return the timesteps at which the sampler evaluates the network, noisiest first.
+    Args:
+        network: network settings of the prior.
+        takes_token_states: True if the network takes token states as input.
+        diffusion: diffusion settings of the prior.
+        sample: sampling settings to check.
+
+    Returns:
+        Timesteps at which the sampler evaluates the network, noisiest first.
 
     Raises:
-        SettingsError: the prior does not support the settings. The message gives the reason.
+        SettingsError: the prior does not support the sampling settings. The message gives the reason.
     """
     function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
     if scale != 1.0:

@@ -18,7 +18,11 @@ TENSOR_NAME = "image_embed"
 
 
 def check_output(path: Path) -> None:
-    """Raise SettingsError unless the path is a local path that ends in `.npy` or `.safetensors` and is not a folder."""
+    """Check that embeddings can be exported to a path. Whether the file can be written is not checked.
+
+    Raises:
+        SettingsError: the path is not local, does not end in `.npy` or `.safetensors`, or is an existing folder.
+    """
     if "://" in str(path) or ":/" in str(path)[2:]:
         raise SettingsError(f"--output {path}: give a local file; copy it from there")
     if path.suffix not in (".npy", ".safetensors"):
@@ -29,10 +33,10 @@ def check_output(path: Path) -> None:
 
 @contextlib.contextmanager
 def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Context manager that creates a `.npy` or `.safetensors` file with a float32 array `[rows, D]`.
+    """Context manager that creates a `.npy` or `.safetensors` file for a float32 array `[rows, D]`, written in batches.
 
-    It yields a function that appends `[B, D]` embeddings. The file is moved to `path` only after all rows are written.
-    If an exception is raised, no file is created or replaced.
+    It yields a function that appends a batch of embeddings `[B, D]`. Append exactly `rows` embeddings in total. The
+    file is moved to `path` at the end of the `with` block. If an exception is raised, no file is created or replaced.
 
     Raises:
         SettingsError: the path is not a local path that ends in `.npy` or `.safetensors`, or is a folder.

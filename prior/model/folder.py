@@ -45,9 +45,15 @@ The file gets its final name only when it is complete.
 
 
 def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
-    """Write a prior's weights and config to its folder.
+    """Write `model.safetensors` (weights and normaliser statistics) and `config.json` to a prior folder.
 
-    The config is written last. If writing is interrupted, the missing config shows that the prior is incomplete.
+    `config.json` is written last. If writing is interrupted, its absence shows that the prior is incomplete.
+
+    Args:
+        create: function that opens a file in the folder for writing.
+        config: configuration of the prior.
+        network: network whose weights are written.
+        normaliser: normaliser whose statistics, if any, are written.
     """
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
@@ -57,7 +63,10 @@ def save_prior(create: Create, config: PriorConfig, network: Network, normaliser
 
 
 def prior_tensors(network: Network, normaliser: EmbeddingNormaliser) -> dict[str, torch.Tensor]:
-    """Return all weights and normaliser statistics of a prior, keyed by name."""
+    """Return the tensors of a prior, keyed by name: the network's weights and the normaliser's statistics, if any.
+
+    The names of the statistics begin with `normaliser.`.
+    """
     return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
 
 
@@ -132,7 +141,12 @@ class TrainState:
 
     @staticmethod
     def from_tensors(step: int, tensors: Mapping[str, torch.Tensor]) -> TrainState:
-        """Create a state from the number of completed steps and tensors named as in the result of `tensors()`."""
+        """Create a training state from a step number and named tensors. This is the inverse of `tensors`.
+
+        Args:
+            step: number of completed training steps.
+            tensors: all tensors of the state, named as in the result of `tensors`.
+        """
         parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
@@ -200,9 +214,12 @@ def newest_step(store: Store, settings_fingerprint: str) -> int | None:
 
 
 def _described(store: Store, name: str) -> dict[str, Any]:
-    """Return priorkit's metadata from the header of a checkpoint file: the step and the settings fingerprint.
+    """Return the dictionary that priorkit stored in the header of a checkpoint file: `step` and `settings`.
 
-    Return an empty dictionary if the file is missing or truncated, or if the header is damaged.
+    `settings` is the fingerprint (hash) of the training settings. The tensors are not read.
+
+    Returns:
+        The dictionary. It is empty if the file is missing or truncated, or if its header is damaged.
     """
     start = bytearray(8)
     try:
@@ -241,9 +258,13 @@ def save_best(store: Store, network: Network, step: int, loss: float, settings_f
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """Read the averaged weights with the lowest validation loss.
+    """Read the weights with the lowest validation loss from `best.safetensors`, keyed by name.
 
-    Return None if no such weights were saved with the given settings fingerprint (hash of the training settings).
+    They are averaged weights (EMA). Return None if the file is missing, or if it was saved with a different settings
+    fingerprint (hash of the training settings).
+
+    Raises:
+        InputError: the file is damaged.
     """
     try:
         with store.open(BEST_NAME) as file:
@@ -254,7 +275,15 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
-    """Return the optimiser's state, keyed by `<weight name>.<state key>`."""
+    """Return an optimiser's state as named tensors, for a checkpoint.
+
+    Args:
+        optimiser: optimiser of the network's weights.
+        network: network whose weight names are used.
+
+    Returns:
+        Tensors keyed by `<weight name>.<state key>`, such as `query.exp_avg`.
+    """
     return {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()
@@ -263,7 +292,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dic
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, network: Network, tensors: dict[str, torch.Tensor]) -> None:
-    """Restore an optimiser's state from the result of `optimiser_tensors`."""
+    """Restore the state of an optimiser from a checkpoint, in place.
+
+    Args:
+        optimiser: optimiser to change.
+        network: network that the optimiser updates, with the same weight names as when the state was saved.
+        tensors: result of `optimiser_tensors`.
+    """
     parameters = dict(network.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(".")

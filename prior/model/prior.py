@@ -208,10 +208,13 @@ class Prior:
         """Sample K embeddings for each of B captions, and return all of them as `[B, K, D]` float32 on the CPU.
 
         Args:
-            text_embed, token_states: as for `sample`.
+            text_embed, token_states: encoded captions, as for `sample`, but as tensors.
             draws: number of embeddings per caption, K.
             settings: sampling settings.
-            noise: `[B * K, D]` tensors, as for `sample`.
+            noise: tensors `[B * K, D]`, as for `sample`: the initial noise, then one for each step that adds noise.
+
+        Raises:
+            SettingsError: this prior does not support the settings, or a tensor has the wrong shape or is missing.
         """
         grid = self.check(settings)
         condition = self.condition(text_embed, token_states)
@@ -234,7 +237,10 @@ class Prior:
         return embeds.view(batch, draws, dim).cpu()
 
     def _follow_weights(self) -> None:
-        """Discard all values cached from the weights if the sum of any weight has changed since the last call."""
+        """Discard cached values that depend on the weights, if the weights have changed since the last call.
+
+        A change is detected by comparing the sum of each weight tensor with its previous sum.
+        """
         sums = weight_sums(self.network)
         if sums != self._sums:
             self._sums = sums
@@ -242,9 +248,10 @@ class Prior:
             self.network.clear_derived()
 
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Check the shape of each noise tensor and yield the tensor on this prior's device, as float32.
+        """Yield each noise tensor as float32 on this prior's device, after checking its shape.
 
-        If `init_clamp` is set, the rows of the first tensor are rescaled to the norm that scaled embeddings have.
+        If `init_clamp` is set, each row of the first tensor (the initial noise) is rescaled to the norm that image
+        embeddings have in network space.
 
         Raises:
             SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
@@ -259,12 +266,14 @@ class Prior:
         raise SettingsError("noise ended before the sampler did; it takes one tensor, and one for each noisy step")
 
     def condition(self, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Condition:
-        """Return the network's text input: normalised text embeddings and token states, on the prior's device.
+        """Check text inputs, and return them in the form that the network expects: on the prior's device, as float32.
 
-        The token states are None if the prior uses none.
+        Args:
+            text_embed: text embeddings `[B, D]`, which are scaled to norm 1.
+            token_states: token states `[B, T, W]`. They are ignored if the prior uses none.
 
         Raises:
-            SettingsError: a shape does not fit this prior, or token states are missing.
+            SettingsError: a shape does not fit this prior, or the prior needs token states and `token_states` is None.
         """
         if text_embed.ndim != 2 or text_embed.shape[1] != self.network.text_dim:
             raise SettingsError(
@@ -285,9 +294,11 @@ class Prior:
         return Condition(text, token_states.float().to(self.device))
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode captions as text embeddings `[B, D]` and token states `[B, T, W]`.
+        """Encode captions with the prior's CLIP model.
 
-        The token states are None if the prior uses none.
+        Returns:
+            Text embeddings `[B, D]`, and token states `[B, T, W]` padded with rows of zeros. The second value is None
+            if the prior uses no token states.
         """
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)

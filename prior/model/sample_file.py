@@ -22,7 +22,7 @@ _SHOWN = 20
 
 @dataclass
 class Sampled:
-    """Summary of the samples written to a file."""
+    """Summary of the embeddings that `sample_to_file` wrote, and their similarity to the texts."""
 
     shape: tuple[int, int]
     """Shape of the file's array, `[rows, D]`."""
@@ -45,9 +45,9 @@ class Sampled:
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Context manager that converts KeyboardInterrupt to an Interrupted error.
+    """Context manager that replaces KeyboardInterrupt with an Interrupted error, whose message explains the state.
 
-    The error message says that the file `output` was not written.
+    The message says that `output` was not written, and that the same command starts from the beginning.
     """
     try:
         yield
@@ -58,19 +58,24 @@ def _nothing_written(output: Path) -> Iterator[None]:
 def sample_to_file(
     prior: Prior, texts: Texts, output: Path, *, progress: ProgressCallback = no_progress, **settings: Any
 ) -> Sampled:
-    """Sample one embedding per text, in order, and write them to a file as `[rows, D]` float32.
+    """Sample one image embedding per text, and write the embeddings in the same order to a float32 file `[rows, D]`.
 
-    Memory use does not grow with the number of texts.
+    Texts are processed in batches, so memory use does not grow with their number.
 
     Args:
         prior: prior to sample from.
         texts: source of the texts.
-        output: path of the file, which must end in `.npy` or `.safetensors`.
+        output: path of the file, which must end in `.npy` or `.safetensors`. An existing file is replaced.
         progress: called after each batch with the number of texts sampled so far and the total number of texts.
         settings: keyword arguments of `Prior.sample`.
 
     Returns:
         Summary of the samples.
+
+    Raises:
+        InputError: the texts cannot be read or encoded, or do not fit the prior.
+        Interrupted: sampling was stopped with Ctrl-C, and no file was written.
+        SettingsError: the prior does not support the settings, or the output path is invalid.
     """
     prior.sample([], **settings)  # check the settings before doing any work
     done = Sampled((texts.count, prior.config.embed_dim))

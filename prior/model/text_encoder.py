@@ -23,13 +23,13 @@ _BATCH_SIZE = 64
 def find_text_encoder(
     location: Mapping[str, Any], identity: Mapping[str, Any], made: str, device: DeviceSettings
 ) -> ClipEncoder:
-    """Load a CLIP model without its image tower, and check that the model has the expected identity.
+    """Load a CLIP model without its image tower, and check that it is the expected model.
 
     Args:
         location: settings for loading the CLIP model, from `clip_location`.
-        identity: expected identity, such as a hash of the weights. If empty, no check is made.
-        made: relative clause for the error message "... has other weights than the one ...", such as "this prior was
-            trained with". It says which CLIP model was expected.
+        identity: values that identify the expected model, such as a hash of its weights. If empty, nothing is checked.
+        made: clause that completes the error message "the CLIP ... here has other weights than the one ...", such as
+            "this prior was trained with".
         device: settings for the device and the number of threads.
 
     Raises:
@@ -58,11 +58,14 @@ def find_text_encoder(
 
 
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
-    """Compare a prior's CLIP model with the CLIP model of an embedding folder, without loading either model.
+    """Determine whether a prior and an embedding folder use the same CLIP model, without loading any model.
+
+    Image preprocessing is ignored, because it does not affect text embeddings.
 
     Returns:
-        "same", "other" or "unknown". The result is "same" if the prior was trained on this folder's embeddings.
-        Otherwise, it depends on the recorded identities (such as weight hashes) and locations of the two models.
+        "same", "other" (a different model) or "unknown". The result is "same" if the prior was trained on this folder's
+        embeddings. Otherwise, it depends on the recorded identities (such as weight hashes) and locations of both
+        models.
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"

@@ -20,7 +20,7 @@ from .text_encoder import clip_named, match_clips
 
 
 class TextBatch(NamedTuple):
-    """Batch of encoded texts."""
+    """Batch of encoded texts, as input for `Prior.sample`, with labels for display."""
 
     labels: list[str]
     """Captions or row numbers for display.
@@ -34,7 +34,7 @@ class TextBatch(NamedTuple):
 
 
 class Texts(Protocol):
-    """Source of texts to sample from."""
+    """Text inputs for sampling, read in batches: captions, a caption file, or stored text embeddings."""
 
     count: int
     """Number of texts."""
@@ -47,23 +47,30 @@ class Texts(Protocol):
         """
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Yield all texts in order, in batches of at most `size`."""
+        """Yield all texts in order, encoded for a prior, in batches of at most `size` texts.
+
+        Args:
+            prior: prior that the texts are inputs for. Its CLIP model encodes captions.
+            size: maximum number of texts per batch.
+        """
 
 
 class Captions:
-    """Captions stored in memory and encoded with the prior's CLIP model."""
+    """Captions given as a sequence of strings. They are encoded with the prior's CLIP model."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.count, self.notes = len(captions), list[str]()
         self._captions = captions
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Encode and yield all captions in order; see `Texts.batches`."""
+        """Encode the captions with the prior's CLIP model, and yield them in batches; see `Texts.batches`."""
         return _encode(iter(self._captions), prior, size)
 
 
 class CaptionFile:
-    """Text file with one caption per line, encoded with the prior's CLIP model. Empty lines count as captions.
+    """Text file with one caption per line, encoded with the prior's CLIP model. An empty line is an empty caption.
+
+    The file is read twice: first to count its lines, and then to encode them.
 
     Raises:
         InputError: the file does not exist or is not UTF-8 text, or its number of lines changes while it is read.
@@ -78,7 +85,11 @@ class CaptionFile:
         self.count = sum(1 for _ in self._lines())
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Encode and yield all captions in order; see `Texts.batches`."""
+        """Read and encode the captions, and yield them in batches; see `Texts.batches`.
+
+        Raises:
+            InputError: the file is not UTF-8 text, or its number of lines has changed since it was opened.
+        """
         return _encode(self._counted_lines(), prior, size)
 
     def _counted_lines(self) -> Iterator[str]:
@@ -132,7 +143,7 @@ class StoredArray:
         self.count = len(array)
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Yield all texts in order; see `Texts.batches`.
+        """Read the text embeddings, and yield them in batches; see `Texts.batches`.
 
         Raises:
             InputError: the prior needs embeddings of a different size or needs token states, or a value is not finite.
@@ -165,7 +176,7 @@ class StoredEmbeddings:
         self.count = self._dataset.count
 
     def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
-        """Yield all texts in order; see `Texts.batches`.
+        """Read the text embeddings and token states, and yield them in batches; see `Texts.batches`.
 
         Raises:
             InputError: the texts were embedded with a CLIP model other than the prior's, or the prior needs embeddings
@@ -189,7 +200,7 @@ class StoredEmbeddings:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks for the user; see `Texts.notes`."""
+        """Remarks for the user about the CLIP model and the embedding folder; see `Texts.notes`."""
         return [*self._clip_notes, *self._dataset.notes]
 
     def _labels(self, rows: np.ndarray) -> list[str]:

@@ -16,12 +16,14 @@ finished."""
 
 
 def recorded_files(manifest: Manifest | None) -> dict[str, FileMark]:
-    """Return the size, modification time and hash of each embedding file that training read, keyed by file name.
+    """Return the file marks (hash, size and modification time) of the embedding files that training read, by file name.
 
-    Training records these values only if the embedding folder has no manifest that contains the hashes. The result is
-    empty if nothing is recorded.
+    Training records file marks only if the embedding folder has no manifest that contains the hashes.
 
     Args:
-        manifest: manifest to read. If None or from another stage, the result is empty.
+        manifest: manifest of the train stage, or None.
+
+    Returns:
+        The recorded file marks. Empty if the manifest is None, belongs to another stage, or records no file marks.
     """
     return from_json(manifest.input.get("files")) if manifest is not None and manifest.stage == STAGE else {}

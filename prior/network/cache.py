@@ -36,10 +36,10 @@ class KeysValues(NamedTuple):
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Repeat the keys and values of each text for all draws that use the text.
+        """Return keys and values with one row per draw, for attention from the tokens of the draws to their texts.
 
-        A draw is one of the K noisy image embeddings of a row. The shape changes from `[prefixes, P, A]` to
-        `[B * K, P, A]`.
+        A draw is one noisy image embedding. A batch has B rows with K draws each, and `draws` says which text each draw
+        uses. `self` has shape `[texts, P, A]`, with one row per encoded text. The result has shape `[B * K, P, A]`.
         """
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 
@@ -90,7 +90,10 @@ class PrefixCache:
         return PrefixCache([KeysValues(keys[indices], values[indices]) for keys, values in self.layers])
 
     def expand(self, texts: int) -> PrefixCache:
-        """Return a cache that repeats the only text in this cache `texts` times, without copying data."""
+        """Return a cache in which the single text of this cache is repeated `texts` times, without copying data.
+
+        Call this only if the cache contains exactly one text.
+        """
         return PrefixCache([KeysValues(*(part.expand(texts, -1, -1) for part in layer)) for layer in self.layers])
 
     def stacked_with(self, other: PrefixCache) -> PrefixCache:

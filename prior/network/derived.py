@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 class Derived(Generic[T]):
-    """Cached value computed from weights. It is recomputed when torch's version counter shows that a weight changed.
+    """Cache for a single value that is computed from weights, such as a packed copy of a weight.
 
-    Writes to `.data` and fused optimiser steps do not update the version counter. Call `clear` after such changes.
+    The value is computed again when torch's version counter shows that a weight has changed. The counter misses writes
+    to `.data` and fused optimiser steps. Call `clear` after such changes.
     """
 
     def __init__(self) -> None:
@@ -28,9 +29,11 @@ class Derived(Generic[T]):
         self._versions: list[tuple[int, int]] = []
 
     def get(self, weights: Sequence[torch.Tensor], compute: Callable[[], T]) -> T:
-        """Return the cached value.
+        """Return the cached value, which is computed on the first call and again after any change to the weights.
 
-        If no value is cached, or if any of `weights` has changed, call `compute` and cache its result first.
+        Args:
+            weights: all weights that the value depends on.
+            compute: function that computes the value. It is called only if no value is cached or a weight has changed.
         """
         versions = [_version(weight) for weight in weights]
         if self.value is None or versions != self._versions:
@@ -57,5 +60,8 @@ def _version(weight: torch.Tensor) -> tuple[int, int]:
 
 
 def weight_sums(network: nn.Module) -> list[float]:
-    """Return the sum of each weight tensor, to detect weight changes that torch's version counter misses."""
+    """Return the sum of the elements of each weight tensor, one number per tensor.
+
+    Comparing two results shows whether weights have changed, even if torch's version counter missed the change.
+    """
     return torch.stack([weight.detach().sum(dtype=torch.float32) for weight in network.parameters()]).tolist()

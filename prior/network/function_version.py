@@ -27,17 +27,21 @@ logits unchanged, but multiplies the bias by 128.
 
 @dataclass(frozen=True)
 class FunctionVersion:
-    """DALLE2-pytorch release, with properties that describe how its prior computes embeddings."""
+    """DALLE2-pytorch release whose computation a prior reproduces.
+
+    The same weights give different embeddings in different releases. The properties describe the differences.
+    """
 
     release: tuple[int, ...]
     """Major, minor and patch numbers."""
 
     @classmethod
     def parse(cls, text: str) -> FunctionVersion:
-        """Parse a DALLE2-pytorch release number such as `1.15.6`.
+        """Parse a DALLE2-pytorch release number such as `1.15.6`. A missing patch number counts as 0.
 
         Raises:
-            ValueError: the text is not a release number, or the release is not supported.
+            ValueError: the text is not a release number, or the release is not supported. Supported are releases from
+                0.23.3 to 1.15.6, except 1.11.0, which trained `v` with the wrong sign.
         """
         if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}", text):
             raise ValueError(f"{text!r} is not a release of dalle2-pytorch, such as 1.15.6")
@@ -75,24 +79,28 @@ class FunctionVersion:
 
     @property
     def self_cond_before_query(self) -> bool:
-        """True if the self-conditioning token precedes the query, a learned token whose output is the prediction.
+        """True if the self-conditioning token is followed by the query, the last token. The prediction is read there.
 
-        Releases before 1.12.1 use no query if self-conditioning is enabled. Their sequence ends with a second copy of
-        the image tokens, followed by the self-conditioning token, whose output is the prediction.
+        False for releases before 1.12.1, which use no query if self-conditioning is enabled. Their sequence then ends
+        with a second copy of the image tokens and the self-conditioning token, at which the prediction is read.
         """
         return self.release >= (1, 12, 1)
 
     @property
     def has_null_tokens(self) -> bool:
-        """True if the release replaces dropped texts and images with learned vectors, for classifier-free guidance.
+        """True if classifier-free guidance can drop texts and images, by replacing them with learned vectors.
 
-        The vectors replace a text's token states and an image's tokens. `has_null_text` covers pooled text embeddings.
+        The vectors replace the token states of a text and the tokens of a noisy image. Some releases also replace the
+        text's pooled embedding; see `has_null_text`. If false, neither texts nor images can be dropped.
         """
         return self.release >= (1, 9, 0)
 
     @property
     def has_null_text(self) -> bool:
-        """True if learned vectors replace the pooled embedding of a dropped text, in addition to its token states."""
+        """True if learned vectors replace all inputs from a dropped text: its token states and its pooled embedding.
+
+        If false, the network still receives the pooled embedding of a dropped text.
+        """
         return self.release >= (1, 10, 4)
 
     @property

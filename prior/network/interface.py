@@ -39,8 +39,9 @@ class Condition:
 class DrawnTexts:
     """Mapping from draws (noisy image embeddings) to the encoded texts (prefixes) that they use.
 
-    A batch has B rows, and each row has K draws: noisy versions of its image embedding. The draws of row i use prefix
-    i if i < `texts`. The texts of all later rows are dropped. These rows share the prefix at index `texts`.
+    A batch has B rows, and each row has K draws: noisy versions of its image embedding. Each of the first `texts` rows
+    has its own prefix: all draws of row i use prefix i. All later rows have a dropped text, and share the prefix at
+    index `texts`.
     """
 
     rows: int
@@ -84,7 +85,11 @@ class Prefix(Protocol):
 
 
 class Network(nn.Module, abc.ABC):
-    """Network that predicts x0, eps or v from a noisy image embedding, the timestep and the text."""
+    """Base class for networks that predict x0, eps or v from a noisy image embedding, its timestep and a text.
+
+    x0 is the clean image embedding, eps is the noise, and v is a combination of both (see `objective/schedule.py`). The
+    training settings determine which of them a network predicts.
+    """
 
     embed_dim: int
     """Size of image embeddings, D."""
@@ -119,13 +124,14 @@ class Network(nn.Module, abc.ABC):
     def prefix(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None = None, drop_text: torch.Tensor | None = None
     ) -> Prefix:
-        """Encode B texts. The returned prefix is an input of `suffix`.
+        """Encode B texts. Pass the result to `suffix` to predict from these texts.
 
         Args:
             text_embed: pooled text embeddings `[B, text_dim]`.
             token_states: `[B, T', W]` for any T', padded with rows of zeros. Only the first `max_text_len` states of a
                 text are used. None if the network takes no token states.
-            drop_text: `[B]` bool; True for texts to replace with learned vectors. None drops no text.
+            drop_text: `[B]` bool; True for texts to drop, which means that learned vectors replace them. None drops no
+                text.
 
         Raises:
             ValueError: `token_states` is None but the network takes token states, or `drop_text` is given but the
@@ -142,16 +148,20 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, for B encoded texts with K draws (noisy image embeddings) each.
+        """Predict x0, eps or v for noisy image embeddings, given encoded texts.
 
-        Draws of the same text are adjacent.
+        Each of the B texts has K draws (noisy image embeddings), so there are N = B * K draws. In all arguments and in
+        the result, the draws of a text are adjacent.
 
         Args:
             prefix: B texts, encoded by `prefix` of this network.
-            noisy_image_embed: noisy image embeddings `[N, D]`, where N = B * K.
+            noisy_image_embed: noisy image embeddings `[N, D]`.
             timesteps: `[N]` int64. If all draws of each text share one timestep, pass `[B]` instead, which is faster.
             drop_image: `[N]` bool; True for noisy images to replace with a learned vector. None drops no image.
             self_cond: `[N, D]` earlier estimates of x0. None means zeros.
+
+        Returns:
+            The predictions, `[N, D]`.
         """
 
     def predict_draws(
@@ -166,14 +176,17 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Encode texts, and predict x0, eps or v, `[N, D]`, for the N draws (noisy images) of a training batch.
+        """Encode texts, and predict x0, eps or v for all N draws (noisy image embeddings) of a training batch.
 
         Draws of the same text may have different timesteps.
 
         Args:
-            text_embed, token_states, drop_text: texts, as for `prefix`.
-            draws: for each draw, the index of the encoded text that it uses.
-            noisy_image_embed, timesteps, drop_image, self_cond: as for `suffix`, with N rows each.
+            text_embed, token_states, drop_text: texts to encode, as for `prefix`.
+            draws: mapping from each draw to the encoded text that it uses.
+            noisy_image_embed, timesteps, drop_image, self_cond: values for each draw, N rows each, as for `suffix`.
+
+        Returns:
+            The predictions, `[N, D]`.
         """
         texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
@@ -215,4 +228,7 @@ class Network(nn.Module, abc.ABC):
                 module.clear_derived()
 
     def compile_layers(self) -> None:
-        """Compile the layers with torch.compile. The default implementation does nothing."""
+        """Compile the network's layers with torch.compile, for networks that override this method.
+
+        The default implementation does nothing.
+        """

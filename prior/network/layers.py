@@ -27,12 +27,16 @@ _COSINE_SCALE = 16.0
 
 
 class Blocks(NamedTuple):
-    """Layout of the tokens of one training step, in two or three blocks: learned padding (optional), texts, and draws.
+    """Layout of the token sequence that a training step processes.
 
-    Learned padding replaces missing token states. It is a separate block only if it is the same for all texts. A draw
-    is one noisy image embedding of a text. Its tokens follow the text: timestep, noisy image and query. All blocks are
-    joined into one sequence `[1, M, ...]`, so that each linear layer computes a single matrix product and a single
-    weight gradient.
+    The sequence consists of two or three blocks:
+
+    - learned padding, which replaces missing token states; a separate block only if it is the same for all texts
+    - texts
+    - draws (noisy image embeddings). The tokens of a draw follow those of its text: timestep, noisy image and query.
+
+    All blocks are joined into one sequence `[1, M, ...]`. Each linear layer then computes a single matrix product and a
+    single weight gradient.
     """
 
     shapes: list[tuple[int, int]]
@@ -233,14 +237,16 @@ Layer = tuple[Attention, FeedForward]
 
 
 def run_training(stream: torch.Tensor, blocks: Blocks, layers: Sequence[Layer], *, checkpointed: bool) -> torch.Tensor:
-    """Run all layers in a training step.
+    """Run all layers on the joined tokens of a training batch, and return the output for the draws.
 
     Args:
         stream: token stream `[1, M, C]`, with all blocks joined.
-        checkpointed: recompute each layer in the backward pass instead of storing its activations.
+        blocks: layout of the token stream.
+        layers: layers to run, in order.
+        checkpointed: True to recompute each layer's activations in the backward pass instead of storing them.
 
     Returns:
-        Token stream of the draws after the last layer, `[draws, L, C]`.
+        Output of the last layer for the tokens of the draws, `[draws, L, C]`.
     """
     rotation = blocks.rotation()
     for number, layer in enumerate(layers, start=1):
@@ -265,7 +271,14 @@ def _train_layer(
 
 
 def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, layers: Sequence[Layer]) -> torch.Tensor:
-    """Run all layers on tokens `[B, L, C]` that follow cached texts, and return the token stream `[B, L, C]`."""
+    """Run all layers on the tokens that follow encoded texts, and return the output of the last layer, `[B, L, C]`.
+
+    Args:
+        stream: tokens `[B, L, C]`.
+        positions: attention bias and rotary embedding of these tokens.
+        cache: keys and values of the B texts in every layer. It is not changed.
+        layers: layers to run, in order.
+    """
     for (attention, feed_forward), before in zip(layers, cache.layers, strict=True):
         attended, _ = attention.forward_cached(stream, positions, before)
         stream = stream + attended
@@ -276,11 +289,14 @@ def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, l
 def fill_cache(
     stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
 ) -> PrefixCache:
-    """Run the layers on tokens `[B, L, C]`, and return a cache of the keys and values of all positions so far.
+    """Run the layers on tokens, and return a cache with the keys and values of all positions so far.
 
     Args:
+        stream: tokens `[B, L, C]`.
+        positions: attention bias and rotary embedding of these tokens.
         cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None if the
-            tokens start the sequence.
+            tokens start the sequence. It is not changed.
+        layers: layers to run, in order.
     """
     filled = []
     for number, (attention, feed_forward) in enumerate(layers):

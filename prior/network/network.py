@@ -122,16 +122,16 @@ class PriorNetwork(Network):
 
     @property
     def pads_only(self) -> bool:
-        """True if the sequence has positions for token states, but the network accepts no token states as input.
+        """True if the positions for token states always hold learned padding, which is the same for every text.
 
-        All of these positions then hold learned padding vectors, which are the same for every text.
+        This is the case if `max_text_len` is above 0, but the network takes no token states as input.
         """
         return self.max_text_len > 0 and not self.takes_token_states
 
     def prefix(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None = None, drop_text: torch.Tensor | None = None
     ) -> PrefixCache:
-        """Cache the keys and values of B texts; see `Network.prefix`."""
+        """Encode B texts, and return a cache of their attention keys and values; see `Network.prefix`."""
         tokens = self._prefix_tokens(text_embed, token_states, drop_text)
         return self._fill_cache(tokens, self._padding() if self.pads_only else None)
 
@@ -144,7 +144,7 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, from the cache; see `Network.suffix`."""
+        """Predict x0, eps or v, `[N, D]`, from the texts in a cache that `prefix` returned; see `Network.suffix`."""
         assert isinstance(prefix, PrefixCache)
         tokens, lengths = self._suffix_tokens(prefix.texts, noisy_image_embed, timesteps, drop_image, self_cond)
         if lengths not in prefix.positions:
@@ -166,8 +166,8 @@ class PriorNetwork(Network):
     ) -> torch.Tensor:
         """Predict x0, eps or v, `[N, D]`, for a training batch; see `Network.predict_draws`.
 
-        Each layer runs once, on the tokens of all texts and draws together. Each weight gradient is therefore computed
-        only once.
+        Each layer processes the tokens of all texts and draws in one call, so each weight gradient is computed only
+        once. No cache is used.
         """
         text = self._prefix_tokens(text_embed, token_states, drop_text)
         suffixes, lengths = self._suffix_tokens(len(timesteps), noisy_image_embed, timesteps, drop_image, self_cond)
@@ -210,18 +210,21 @@ class PriorNetwork(Network):
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Run the layers on tokens `[B, L, C]`, and return a cache of their keys and values.
+        """Run the layers on tokens, and return a cache of the keys and values of `before` and of these tokens.
 
-        If given, `before` is the cache of a single row of earlier tokens, which precedes the tokens of every text.
+        Args:
+            tokens: tokens `[B, L, C]` of B texts.
+            before: cache with a single row of earlier tokens, which precedes the tokens of every text. None if
+                there are no earlier tokens.
         """
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
     def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
-        """Return the prediction `[N, D]`, read at the last token of each draw.
+        """Compute the prediction of each draw, `[N, D]`, from the last layer's output at the draw's last token.
 
         Args:
-            stream: output `[texts, L, C]` of the last layer.
+            stream: output of the last layer `[texts, L, C]`, with all draws of a text concatenated.
             lengths: the three lengths that `_suffix_tokens` returns.
         """
         shared, _, tokens = lengths
@@ -278,7 +281,10 @@ class PriorNetwork(Network):
         return (torch.cat([time, separate], dim=1) if shared else separate), lengths
 
     def _positions(self, cached: int, shared: int, draws: int, tokens: int) -> Positions:
-        """Call `PositionEncoding.forward`, and convert the bias to the dtype of the `Linear` layers."""
+        """Return the position encoding, with its bias converted to the dtype of the `Linear` layers.
+
+        The arguments are those of `PositionEncoding.forward`.
+        """
         positions: Positions = self.positions(cached, shared, draws, tokens)
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
@@ -299,7 +305,11 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Return projected token states `[B, T, C]`. Learned vectors replace padding and states of dropped texts."""
+        """Project token states `[B, T', W]` to the T tokens of each text, `[B, T, C]`.
+
+        States after the first T are ignored. Learned vectors replace missing states (rows of zeros), and all states of
+        the texts for which `drop_text` is true.
+        """
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))
         given = (states != 0).any(dim=-1)  # (B, T)

@@ -37,12 +37,12 @@ class Positions(NamedTuple):
 
 
 class PositionEncoding(nn.Module):
-    """Learned attention bias per head and distance bucket, and rotary embedding.
+    """Position encoding of the prior network: a learned attention bias, and rotary embedding if `rotary` is true.
 
-    The bias follows T5 (Raffel et al. 2019, arXiv 1910.10683). The null position (a learned key and value without a
-    token) counts as a key before the first token. To reproduce DALLE2-pytorch releases with dot-product attention, the
-    bias is multiplied by 128. Rotary embedding (Su et al. 2021, arXiv 2104.09864) rotates up to 32 coordinates of each
-    query and key.
+    The bias depends on the attention head and on the distance between query and key, grouped into 32 buckets as in T5
+    (Raffel et al. 2019, arXiv 1910.10683). The null position (a learned key and value without a token) counts as a key
+    before the first token. To reproduce DALLE2-pytorch releases with dot-product attention, the bias is multiplied by
+    128. Rotary embedding (Su et al. 2021, arXiv 2104.09864) rotates up to 32 coordinates of each query and key.
     """
 
     def __init__(self, heads: int, head_width: int, *, rotary: bool, cosine: bool) -> None:
@@ -74,9 +74,11 @@ class PositionEncoding(nn.Module):
         return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
 
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Return the attention bias `[L, P + L, H]` for the given positions of queries (`places`) and keys.
+        """Return the attention bias for each pair of a query and a key, `[L, P + L, H]`, without the causal mask.
 
-        The first token has position 0 as a query, but position 1 as a key, because key 0 is the null position.
+        Args:
+            places: positions of the queries, `[L]`. The first token has position 0.
+            keys: positions of the keys, `[P + L]`. The null position is 0, so the first token has position 1.
         """
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 

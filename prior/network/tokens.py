@@ -31,7 +31,11 @@ class Tokens(nn.Module):
 
 
 class TimeTokens(nn.Module):
-    """Layer that maps timesteps to tokens, with a learned embedding table or with sinusoids and a small MLP."""
+    """Layer that maps each timestep to `count` tokens.
+
+    If `num_timesteps` is given, the tokens come from a learned table with one entry per timestep. Otherwise, a small
+    MLP computes them from sinusoidal features of the timestep.
+    """
 
     def __init__(self, width: int, count: int, num_timesteps: int | None, real: bool) -> None:
         super().__init__()

@@ -31,12 +31,15 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss of each row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
-    A draw is one pair of noise and timestep. Each text is encoded once for all draws of its row. If the network encodes
-    all dropped texts identically, a single encoding is used for all rows whose text is dropped.
+    Each row has K draws, which are pairs of noise and timestep. Each text is encoded once for all draws of its row. If
+    the network encodes all dropped texts identically, a single encoding is used for all rows whose text is dropped.
 
     Args:
+        network: network to train.
+        schedule, diffusion, normaliser: noise schedule, diffusion settings and normaliser of the prior.
         image_embed: clean image embeddings `[B, D]` with any norm.
-        random: random values for these rows.
+        condition: text inputs for the B rows.
+        random: random values for the B rows: noise, timesteps, and masks of dropped inputs.
     """
     rows, draws, _ = random.noise.shape
     with_text, order = rows, None
@@ -69,13 +72,16 @@ def diffusion_loss(
 def _estimates(
     network: Network, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return x0 estimates `[N, D]` for self-conditioning: zeros for draws that are not in `chosen`.
+    """Return the network outputs `[N, D]` that training passes back to the network as self-conditioning.
 
-    Return None if `chosen` contains no draw. The estimates always use the text and the noisy image, even if the loss
-    drops the text or the image for the same draw.
+    These are x0 estimates if the network predicts x0. Rows of draws that are not in `chosen` are zeros. The outputs
+    always use the text and the noisy image, even if the loss drops the text or the image for the same draw.
 
     Args:
-        chosen: `[B, K]` bool on the CPU; True for draws (pairs of noise and timestep) to estimate x0 for.
+        chosen: `[B, K]` bool on the CPU; True for draws (pairs of noise and timestep) to compute outputs for.
+
+    Returns:
+        The outputs, or None if `chosen` contains no draw.
     """
     texts, indices = chosen.any(dim=1), chosen.flatten().nonzero()[:, 0]
     if len(indices) == 0:

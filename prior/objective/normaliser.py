@@ -16,10 +16,14 @@ not amplified too much."""
 class EmbeddingNormaliser(nn.Module):
     """Mapping between image embeddings and network space: the scaled embeddings that the network works with.
 
-    `sqrt_dim` scales unit vectors to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
-    `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
-    do. `whiten` makes the covariance the identity matrix (ZCA whitening). The statistics of `standardise` and `whiten`
-    are saved with the weights.
+    The argument `kind` selects the mapping. Embeddings are first scaled to norm 1. Then:
+
+    - `sqrt_dim` scales them to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
+    - `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
+      do.
+    - `whiten` makes their covariance the identity matrix (ZCA whitening).
+
+    `standardise` and `whiten` use statistics of the training embeddings, which are saved with the weights.
     """
 
     mean: torch.Tensor
@@ -41,7 +45,11 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the mean and scale from image embeddings `[rows, D]` with any norm. Do nothing for `sqrt_dim`."""
+        """Compute the statistics that `encode` and `decode` use from training embeddings `[rows, D]` with any norm.
+
+        The statistics are the mean, and the standard deviations for `standardise` or the covariance for `whiten`. There
+        are none for `sqrt_dim`, so nothing is done.
+        """
         if self.kind == "sqrt_dim":
             return
         unit = F.normalize(image_embed.double(), dim=-1)
@@ -59,20 +67,23 @@ class EmbeddingNormaliser(nn.Module):
             buffer.copy_(value)
 
     def encode(self, image_embed: torch.Tensor) -> torch.Tensor:
-        """Map embeddings `[N, D]` with any norm to network space."""
+        """Map image embeddings `[N, D]` to network space. They are first scaled to norm 1, so any norm is accepted."""
         unit = F.normalize(image_embed if image_embed.dtype == torch.float64 else image_embed.float(), dim=-1)
         if self.kind == "sqrt_dim":
             return unit * self.radius
         return self._scaled(unit - self.mean, self.to_network)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Map points `[N, D]` in network space to embeddings. The embeddings are not rescaled to norm 1."""
+        """Map vectors `[N, D]` in network space back to image embeddings, whose norm is not necessarily 1."""
         if self.kind == "sqrt_dim":
             return x / self.radius
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Rescale the embeddings that `x` `[N, D]` represents to norm 1, and return their points in network space."""
+        """Rescale embeddings to norm 1. Both `x` `[N, D]` and the result represent the embeddings in network space.
+
+        This is the `sphere` clamp of x0 estimates.
+        """
         return self.encode(self.decode(x))
 
     def _scaled(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -47,9 +47,9 @@ class StepRandomness:
     """Mask of draws for which a self-conditioned network receives an x0 estimate instead of zeros, `[B, K]` bool."""
 
     def to(self, device: torch.device) -> StepRandomness:
-        """Return the values on a device, except for `drop_text` and `self_cond`, which stay on the CPU.
+        """Return these values with all tensors on the given device, except `drop_text` and `self_cond`.
 
-        The loss reads these two masks on the CPU, without waiting for the device.
+        These two masks stay on the CPU, so that the loss can read them without waiting for the device.
         """
         on_cpu = {"drop_text", "self_cond"}
         return StepRandomness(**{k: v if k in on_cpu else v.to(device) for k, v in vars(self).items()})

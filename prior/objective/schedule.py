@@ -37,12 +37,25 @@ class NoiseSchedule:
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return `x_t` `[B, D]` for clean embeddings `x0` and standard normal `noise`, each `[B, D]`."""
+        """Return the noisy embeddings `x_t` at the given timesteps.
+
+        Args:
+            x0: clean embeddings `[B, D]`.
+            noise: standard normal noise `[B, D]`.
+            timesteps: one timestep per embedding, `[B]`.
+        """
         signal, sigma = self.coefficients(timesteps)
         return signal * x0 + sigma * noise
 
     def target(self, prediction: str, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the training target `[B, D]` for a network that predicts `x0`, `eps` or `v`."""
+        """Return the values `[B, D]` that the network should predict: clean embeddings, noise or v.
+
+        Args:
+            prediction: prediction target of the network: `x0`, `eps` or `v`.
+            x0: clean embeddings `[B, D]`.
+            noise: noise `[B, D]` added to the embeddings.
+            timesteps: one timestep per embedding, `[B]`.
+        """
         if prediction == "x0":
             return x0
         if prediction == "eps":

@@ -11,7 +11,7 @@ from ...pipeline.settings import Settings
 
 
 class DiffusionSettings(Settings):
-    """Settings for the diffusion process that a network is trained to reverse."""
+    """Settings for the diffusion process, such as noise levels, training loss, and normalisation of embeddings."""
 
     timesteps: int = Field(default=1000, ge=2, le=1_000_000)
     """Number of noise levels; DALL-E 2's prior uses 1000."""

@@ -23,10 +23,10 @@ from .settings import GuidanceName
 
 
 class NullBranch:
-    """Cache for classifier-free guidance: results of the null branch, which runs the network with the text dropped.
+    """Cache of results for the null branch of classifier-free guidance, which runs the network with the text dropped.
 
-    The results are the encoding that stands for a dropped text, and network outputs. They are computed on first use.
-    After the weights change, create a new instance.
+    The cached results are the encoding that all dropped texts share, and network outputs with text and image dropped.
+    They are computed when first needed. Create a new instance after the weights change.
     """
 
     def __init__(self, network: Network) -> None:
@@ -41,9 +41,10 @@ class NullBranch:
 
     @property
     def has_table(self) -> bool:
-        """True if the network output depends only on the timestep when both text and image are dropped.
+        """True if the network output depends only on the timestep when text and noisy image are both dropped.
 
-        A table with one output per timestep can then replace the null branch of `dalle2` guidance.
+        If true, `dalle2` guidance can use one stored output per timestep, and need not run the null branch at each
+        step.
         """
         return self.is_constant and not self._network.takes_self_cond
 
@@ -54,9 +55,9 @@ class NullBranch:
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the network outputs with text and image dropped, `[len(timesteps), D]`, one per given timestep.
+        """Return the network's output for a dropped text and a dropped image at each timestep, `[len(timesteps), D]`.
 
-        Call this only if `has_table` is true.
+        Outputs for timesteps that are not yet cached are computed. Call this only if `has_table` is true.
         """
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
@@ -80,7 +81,10 @@ class NullBranch:
 
 
 def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Prefix:
-    """Encode B texts with every text dropped, as input to the null branch of guidance."""
+    """Encode B texts as dropped texts, for the null branch of guidance.
+
+    The encoding may still depend on the texts, because some networks drop only the token states.
+    """
     return network.prefix(
         text_embed, token_states, torch.ones(len(text_embed), dtype=torch.bool, device=text_embed.device)
     )
@@ -144,7 +148,7 @@ class Denoiser:
         return Estimate(x0, unclamped)
 
     def _output(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the network output with guidance applied, `[N, D]`."""
+        """Run the network, and return its output with guidance applied, `[N, D]`; see `__call__` for the arguments."""
         timestep = timesteps[:1].expand(self._prefix.texts)
         if self._scale == 1.0:
             return self._network.suffix(self._prefix, x_t, timestep, self_cond=self._last)

@@ -27,7 +27,7 @@ The minimum does not apply to the first timestep. At the minimum, 1 / 27,000 of 
 
 
 class Estimate(NamedTuple):
-    """Estimate of the clean embeddings at one step."""
+    """Estimate of the clean embeddings (x0) at one sampling step, before and after clamping."""
 
     x0: torch.Tensor
     """Estimate `[N, D]`, clamped according to the prior's `x0_clamp`."""
@@ -45,9 +45,14 @@ Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]
 def ddpm(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample with ancestral steps (Ho et al. 2020, arXiv 2006.11239, eq. 7).
+    """Sample embeddings `[N, D]` with stochastic ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7).
 
-    Every step consumes one noise tensor. The last step multiplies its noise tensor by zero.
+    Args:
+        estimate_x0: function that estimates the clean embeddings at a timestep.
+        schedule: noise schedule.
+        noise: standard normal tensors `[N, D]`: the initial noise, then one tensor per step. The last step multiplies
+            its tensor by 0.
+        grid: timesteps at which x0 is estimated, one per step, noisiest first.
     """
     x_t = next(noise)
     for index, timestep in enumerate(grid):
@@ -65,9 +70,10 @@ def ddpm(
 def ddim(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample with deterministic DDIM, eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12).
+    """Sample embeddings `[N, D]` with deterministic DDIM, eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12).
 
-    Each step computes one x0 estimate.
+    Only the first tensor of `noise` is used. x0 is estimated once at each timestep in `grid`, and the last estimate is
+    returned. See `ddpm` for the arguments.
     """
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
@@ -80,9 +86,10 @@ def ddim(
 def dpmsolver_pp(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), with one x0 estimate per step.
+    """Sample embeddings `[N, D]` with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    The final step removes all remaining noise. It is first-order and returns the last x0 estimate.
+    Only the first tensor of `noise` is used. x0 is estimated once at each timestep in `grid`. The final step is
+    first-order: it removes all remaining noise and returns the last estimate. See `ddpm` for the arguments.
     """
     x_t = next(noise)
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
@@ -138,9 +145,12 @@ def dalle2_ddim(
 
 
 def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
-    """Return the named sampler.
+    """Return the sampling function with the given name.
 
-    The DALLE2-pytorch release `function` and the prediction target affect only `dalle2-ddim`.
+    Args:
+        name: name of the sampler.
+        function: DALLE2-pytorch release that `dalle2-ddim` reproduces. Other samplers ignore it.
+        prediction: prediction target of the network: `x0`, `eps` or `v`. Only `dalle2-ddim` uses it.
     """
     if name == "dalle2-ddim":
         return functools.partial(dalle2_ddim, function=function, prediction=prediction)
@@ -174,11 +184,14 @@ def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: Funct
 
 
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Return `steps` timesteps evenly spaced in log-SNR, noisiest first, for `dpmsolver++`.
+    """Return `steps` timesteps for `dpmsolver++`, noisiest first, evenly spaced in log-SNR.
 
-    The result of `dpmsolver++` is the x0 estimate at the last timestep. This estimate averages over the remaining
-    noise, so the last timestep must have little noise. It is therefore the last timestep of a `timestep_grid` with four
-    times as many steps. After the first timestep, the grid skips the range in which the input is almost all noise.
+    SNR is the signal-to-noise ratio. The grid is chosen as follows:
+
+    - The first timestep is the noisiest of the schedule. The grid then skips the timesteps at which x_t is almost all
+      noise.
+    - The last timestep is that of a `timestep_grid` with four times as many steps. It must have little noise, because
+      `dpmsolver++` returns the x0 estimate at this timestep, which averages over the remaining noise.
 
     Few steps suffice because `dpmsolver++` is second-order in log-SNR: each step is worth several steps of other
     samplers.
