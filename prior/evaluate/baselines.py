@@ -159,7 +159,7 @@ class NearestNeighbours:
         self._bank, self._draws = bank, min(draws, len(bank.text))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return K image embeddings of norm 1 per row, `[B, K, D]`, most similar caption first; see `Predictor.__call__`."""
+        """Return K image embeddings of norm 1 per row, `[B, K, D]`, from the most to the least similar caption."""
         similarity = batch.text_embed @ self._bank.text.T
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
         return to_unit_norm(self._bank.image[nearest].astype(np.float64))

@@ -97,7 +97,7 @@ class GivenPredictions:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return the given predictions for `batch.rows`, scaled to norm 1: `[B, K, D]`, or `[B, 1, D]` for one per row."""
+        """Return the predictions for the rows `batch.rows` of the dataset, scaled to norm 1: `[B, K, D]`."""
         return to_unit_norm(self._predictions[batch.rows].astype(np.float64))
 
 

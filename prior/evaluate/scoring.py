@@ -229,10 +229,10 @@ def timestep_losses(
 ) -> dict[str, np.ndarray]:
     """Return the loss of each row at one random timestep per timestep bin: an array `[B]` for each bin name.
 
-    The timesteps are divided into `settings.loss_bins` bins of about equal width. A bin is named after its first
-    and last timestep, such as `0-99`. If there are more bins than timesteps, empty bins are left out. Noise and timesteps depend only on the row and the seed, so all priors are
-    evaluated with the same noise at the same timesteps. Unlike in training, the text and the noisy image are never
-    dropped.
+    The timesteps are divided into `settings.loss_bins` bins of about equal width. A bin is named after its first and
+    last timestep, such as `0-99`. If there are more bins than timesteps, empty bins are left out. Noise and timesteps
+    depend only on the row and the seed, so all priors are evaluated with the same noise at the same timesteps. Unlike
+    in training, the text and the noisy image are never dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)

@@ -22,7 +22,7 @@ BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 class SweepSettings(Settings):
     """Values of sampling settings to try.
 
-    For each value, one more predictor is evaluated. It uses the settings in `evaluate.sample`, except for this value.
+    For each value, one more predictor is evaluated. It uses `evaluate.sample` with one setting replaced by this value.
     """
 
     steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
