@@ -30,7 +30,7 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
     """Context manager that writes the demo's images and URL list, and serves the images until the `with` block ends.
 
     If the recipe does not use the demo's URL list, do nothing. Otherwise, the images and the list are written next to
-    the folder of image shards. Existing images are kept. If all images have already been downloaded, the server is not
+    the folder of image shards. Existing images are kept. If the download is already complete, the server is not
     started.
 
     Raises:

@@ -74,7 +74,7 @@ def emojis() -> list[Emoji]:
 
 
 def render(code: str, size: int) -> "Image.Image":
-    """Draw the OpenMoji picture of an emoji as an RGB image of `size` x `size` pixels with a white background.
+    """Draw the OpenMoji picture of the emoji `code` as an RGB image of `size` x `size` pixels on a white background.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -91,7 +91,7 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the image file name of an emoji, such as `1F44B.png`. A hash of the code selects the image format."""
+    """Return the image file name of an emoji, such as `1F44B.jpg`. A hash of the code selects the image format."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 

@@ -171,8 +171,8 @@ class _Run:
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
     """Compare the metrics that are means over rows, and return one comparison per metric.
 
-    If an evaluation used the same rows as the first evaluation, their values are subtracted row by row. Otherwise, the
-    two means are treated as independent.
+    If a later evaluation used the same rows as the first, the values of the two are subtracted row by row. Otherwise,
+    the two means are treated as independent.
     """
     first = runs[0]
     differences: list[dict[str, Interval]] = []

@@ -248,8 +248,8 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
     """Return the distances between the distribution of training images and the distribution of a split's real images.
 
     Even a perfect predictor cannot be expected to reach lower distances. Of the training images, at most as many are
-    used as there are real images. If there are fewer, `frechet_distance` is left out, because it depends on the number
-    of images.
+    used as there are real images. If there are fewer training images than real images, `frechet_distance` is left out,
+    because it depends on the number of images.
     """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)

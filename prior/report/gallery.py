@@ -30,7 +30,7 @@ _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """Row of the gallery: a caption, and the keys (names) of its own image and of the nearest images."""
+    """Row of the gallery: a caption, the key (name) of its own image, and the keys of the nearest images."""
 
     caption: str
     true_key: str

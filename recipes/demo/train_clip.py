@@ -135,7 +135,8 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     """Draw an emoji `count` (V) times, each time with a random scale, shift, image size and file format.
 
-    Each drawing is converted as in the demo's download stage, then resized to the model's input size. Flips and hue changes are not used, because captions name directions and colours.
+    Each drawing is converted as in the demo's download stage, then resized to the model's input size. Flips and hue
+    changes are not used, because captions name directions and colours.
 
     Returns:
         (V, S, S, 3) pixels.
