@@ -29,7 +29,7 @@ _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "eva
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """Plan of one stage in a dry run, or the reason why the stage cannot be planned yet."""
+    """Result of planning one stage in a dry run: its plan, or the reason why it cannot be planned yet."""
 
     name: StageName
     plan: StagePlan | None
@@ -52,7 +52,7 @@ def stage_name(name: str) -> StageName:
 
 @contextlib.contextmanager
 def quiet(stage: str, unit: str) -> Iterator[ProgressCallback]:
-    """Context manager that yields a progress callback that shows nothing. `run` uses it by default."""
+    """Context manager that yields a progress callback that does nothing. This is the default for `run`."""
     yield no_progress
 
 
@@ -78,9 +78,9 @@ def run(
         until: last stage to run.
         limit: maximum number of rows of the URL list to download; None for all rows.
         overwrite: True to discard the content of the stages' folders and start again.
-        progress: called with the name and unit of each stage; returns a context manager that yields a progress
-            callback.
-        stop_requests: function that returns a context manager, which is entered for the training stage and yields a
+        progress: function that is called with the name and the progress unit of each stage. It returns a context
+            manager that yields the stage's progress callback.
+        stop_requests: function that returns a context manager for the training stage. The context manager yields a
             function `should_stop`. Once `should_stop()` returns True, training writes a checkpoint and stops.
 
     Returns:
@@ -125,7 +125,13 @@ def stages_until(last: StageName) -> tuple[StageName, ...]:
 
 
 def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
-    """Return the plan (the remaining work) of one stage, without running it. `limit` applies only to downloads.
+    """Return the plan of one stage, which describes its remaining work, without running the stage.
+
+    Args:
+        stage: name of the stage.
+        recipe: settings of all stages.
+        limit: maximum number of rows of the URL list to download; None for all rows. Other stages ignore it.
+        overwrite: True to plan the stage as if it discarded its existing output and started again.
 
     Raises:
         PriorkitError: the stage cannot be planned.
@@ -159,10 +165,15 @@ def run_stage(
     progress: ProgressCallback,
     stop_requests: StopRequests,
 ) -> StageResult:
-    """Run one stage of a recipe. `limit` applies only to the download stage.
+    """Run one stage of a recipe. The arguments are as for `run`, except for `progress`.
+
+    `limit` applies only to the download stage, and `stop_requests` only to the training stage.
+
+    Args:
+        progress: progress callback of the stage.
 
     Raises:
-        PriorkitError: the stage cannot run, or a stop was requested.
+        PriorkitError: the stage failed, or training stopped because a stop was requested.
     """
     from ..pipeline.download.stage import download
     from ..pipeline.embed.stage import embed
@@ -195,8 +206,8 @@ def run_stage(
 def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
     """Check a recipe's URL list, settings and output folders. `run` calls this function before any stage starts.
 
-    The evaluation settings and the evaluation folder are checked only if `until` is `evaluate`. The CLIP settings are
-    checked unless `until` is `download`.
+    The evaluation settings and the evaluation folder are checked only if `until`, the last stage to run, is `evaluate`.
+    The CLIP settings are checked unless `until` is `download`. The other arguments are as for `run`.
 
     Raises:
         PriorkitError: a check failed. Only the first problem is reported.
@@ -232,12 +243,13 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
 
 
 def _check_evaluation(recipe: Recipe) -> None:
-    """Check that the evaluation settings are compatible with the training settings and the split fractions.
+    """Check the evaluation settings against the training settings and the split fractions.
 
+    Sampling must not use more steps than training has timesteps, and the prior must support the sampling settings.
     The `read` settings must assign a nonzero fraction of the rows to each evaluated split.
 
     Raises:
-        SettingsError: the settings are not compatible.
+        SettingsError: one of these conditions is not met.
     """
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling

@@ -29,8 +29,9 @@ from .recipe import DEMO_URLS, Recipe
 def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
     """Context manager that writes the demo's images and URL list, and serves the images until the `with` block ends.
 
-    The images and the list are written next to the folder of image shards. Existing images are kept. The server is not
-    started if the download is complete. Nothing is done if the recipe does not use the demo's URL list.
+    If the recipe does not use the demo's URL list, do nothing. Otherwise, the images and the list are written next to
+    the folder of image shards. Existing images are kept. If the download is already complete, the server is not
+    started.
 
     Raises:
         PriorkitError: the port is already in use, or the demo's packages are not installed.
@@ -55,12 +56,12 @@ def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None,
 def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port: int) -> Path:
     """Write the URL list of the demo to `path`, and return `path`.
 
-    In addition to the images, the list contains six URLs that fail, each for a different reason. They show how failures
-    are reported.
+    In addition to the URLs of the images, the list contains six URLs that fail, each for a different reason. They show
+    how failures are reported. For two of them, an invalid image file is written to `source`.
 
     Args:
-        path: file to write.
-        source: folder of the images.
+        path: Parquet file to write, with the columns `url` and `caption`.
+        source: existing folder of the images.
         names: file name and caption of each image.
         port: port of the demo's server.
     """
@@ -87,7 +88,7 @@ def write_url_list(path: Path, source: Path, names: list[tuple[str, str]], port:
 
 @contextlib.contextmanager
 def serve(folder: Path, port: int) -> Iterator[None]:
-    """Context manager that serves a folder over HTTP on 127.0.0.1 until the `with` block ends.
+    """Context manager that serves the files in a folder over HTTP on 127.0.0.1 until the `with` block ends.
 
     Raises:
         PriorkitError: the port is already in use.
@@ -119,11 +120,11 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # with the default of 5, connections are dropped, and each retry takes a second
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Suppress the traceback that would be printed when a client closes its connection early."""
+        """Do nothing. The base class prints a traceback, for example when a client closes its connection early."""
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    """Request handler that keeps connections open and does not log."""
+    """Handler that serves files, keeps each connection open for further requests, and does not log requests."""
 
     protocol_version = "HTTP/1.1"
 

@@ -74,7 +74,7 @@ def emojis() -> list[Emoji]:
 
 
 def render(code: str, size: int) -> "Image.Image":
-    """Draw the OpenMoji picture `code` as an RGB image of `size` x `size` pixels on white.
+    """Draw the OpenMoji picture of the emoji `code` as an RGB image of `size` x `size` pixels on a white background.
 
     Raises:
         ModuleNotFoundError: the demo's packages are not installed.
@@ -91,7 +91,7 @@ def render(code: str, size: int) -> "Image.Image":
 
 
 def file_name(emoji: Emoji) -> str:
-    """Return the image file name of an emoji: its code, plus a file suffix chosen by a hash of the code."""
+    """Return the image file name of an emoji, such as `1F44B.jpg`. A hash of the code selects the image format."""
     return f"{emoji.code}.{tuple(IMAGE_FORMATS)[_digest(emoji.code)[0] % len(IMAGE_FORMATS)]}"
 
 
@@ -152,7 +152,10 @@ def _digest(code: str) -> bytes:
 
 @contextmanager
 def _demo_packages() -> Iterator[None]:
-    """Context manager that adds the demo's install command to the error message if an import in its block fails."""
+    """Context manager for imports of the demo's packages.
+
+    If an import fails, the message of the ModuleNotFoundError names the package and the command that installs it.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

@@ -40,7 +40,8 @@ def run_demo(
         port: port of the local server; None for `DEMO_PORT`.
         overrides: settings of the form `a.b=value`, which take precedence over the recipe and the other arguments.
         progress: function that returns a context manager for a stage's progress display; see `chain.run`.
-        stop_requests: function through which training can be stopped early; see `chain.run`.
+        stop_requests: function that returns a context manager, which detects requests to stop training; see
+            `chain.run`.
 
     Raises:
         PriorkitError: the port is already in use, or a stage failed.
@@ -75,7 +76,7 @@ def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
     Args:
         recipe: recipe of the demo. All of its stages must have run.
         folder: folder for the picture.
-        stale: True to draw the picture again if it already exists; False to keep an existing picture.
+        stale: True to replace an existing picture; False to keep it.
 
     Returns:
         Path of the picture.

@@ -36,14 +36,14 @@ class Recipe(PipelineSettings):
 
     @property
     def demo_port(self) -> int | None:
-        """Local port that serves the demo's images; None if the recipe does not use the demo's URL list."""
+        """Port of the local server for the demo's images; None if the recipe does not use the demo's URL list."""
         if not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
             return None
         return int(self.urls.removeprefix(DEMO_URLS).lstrip(":") or DEMO_PORT)
 
     @property
     def url_list(self) -> str:
-        """Location of the URL list: the value of `urls`, or, for the demo, a file next to the folder of image shards.
+        """Location of the URL list: the value of `urls`, or `urls.parquet` next to the image folder for the demo.
 
         Raises:
             SettingsError: the recipe uses the demo's URL list, but `folders.images` is not a local folder.
@@ -112,7 +112,9 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
 
 
 def _clip_name(source: Mapping[str, Any]) -> str:
-    """Return a CLIP model's name for messages, with the name of its pretrained weights or the hashes of its files.
+    """Return a string that identifies a CLIP model in messages.
+
+    It consists of the model's name and either the name of its pretrained weights or the hashes of its files.
 
     Args:
         source: description of the model, as returned by `clip_source`.
@@ -173,7 +175,7 @@ def _recipe_package() -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Return the settings of a recipe file or an included recipe, keyed by section.
+    """Return the settings of a recipe file or an included recipe, keyed by section; empty for an empty file.
 
     Args:
         path: path of a file, or the name of an included recipe.
@@ -201,12 +203,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """Return the name of a value's Python type, for a message."""
+    """Return the name of the Python type of a value read from YAML, for an error message."""
     return type(value.value if isinstance(value, PlainScalar) else value).__name__
 
 
 def _read_file(path: str) -> str | bytes:
-    """Return the content of a recipe file.
+    """Return the content of a local or remote recipe file.
 
     If `path` is `recipes/NAME.yaml` and this file does not exist, return the included recipe NAME.
 

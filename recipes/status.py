@@ -28,15 +28,15 @@ class StageState:
     """
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a dict of JSON values."""
+        """Return the fields as a dictionary that can be written as JSON."""
         return asdict(self)
 
 
 def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
-    """Return the status of every stage.
+    """Return the status of every stage, in the order in which the stages run.
 
     Args:
-        recipe: recipe that names the folders.
+        recipe: recipe that names the stages' folders.
         plan_too: True to also compare the folders with the recipe's URL list and settings; False to report only the
             content of the folders.
     """
@@ -47,11 +47,12 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
 
 
 def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) -> StageState:
-    """Return the status of one stage.
+    """Return the status of one stage, from the content of its folder and, if given, its plan.
 
     Args:
-        folder: folder of the stage.
-        planned: plan of the stage according to the recipe; None to report only the content of the folder.
+        stage: name of the stage.
+        folder: output folder of the stage. It need not exist.
+        planned: result of planning the stage with the recipe; None to report only the content of the folder.
     """
     try:
         store = Store(folder)

@@ -27,9 +27,9 @@ class Bank:
 
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
-        """Read the embeddings of up to `size` training rows.
+        """Read the image and text embeddings of at most `size` rows of the training split.
 
-        If there are more rows, a pseudorandom subset is read, which depends only on the rows' content and `seed`.
+        From a larger split, read a pseudorandom subset. The subset depends only on `seed` and the content of the rows.
         """
         batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
@@ -53,7 +53,10 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 
 
 def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-    """Return each caption's text embedding, scaled to norm 1, as the prediction: `[B, 1, D]`."""
+    """Return each caption's text embedding, scaled to norm 1, as its predicted image embedding: `[B, 1, D]`.
+
+    This baseline makes one prediction per row, and does not use `row_ids`.
+    """
     return to_unit_norm(batch.text_embed.astype(np.float64))[:, None]
 
 
@@ -67,15 +70,16 @@ class MeanShift:
         self._shift = bank.image.mean(axis=0, dtype=np.float64) - bank.text.mean(axis=0, dtype=np.float64)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return one prediction of norm 1 per row, `[B, 1, D]`, without using `row_ids`; see `Predictor.__call__`."""
         return to_unit_norm(batch.text_embed + self._shift)[:, None]
 
 
 class Ridge:
     """Predictor that uses ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12).
 
-    It returns one prediction per row. The penalty is the value in `_PENALTIES` with the smallest squared error on a
-    held-out tenth of the training rows. The final fit uses all training rows.
+    It returns one prediction per row. To choose the ridge penalty, a tenth of the training rows is held out, and the
+    value in `_PENALTIES` with the smallest squared error on these rows is taken. The regression is then fitted to all
+    training rows with this penalty.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -105,7 +109,7 @@ class Ridge:
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of the predicted mean divided by the residual variance, for texts `[B, D]`: `[B]`.
+        """Return the variance of each predicted mean divided by the residual variance: `[B]` for texts `[B, D]`.
 
         Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
         diagonal matrix that the ridge penalty adds to X'X. The result for a text t is
@@ -117,16 +121,16 @@ class Ridge:
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return one prediction of norm 1 per row, `[B, 1, D]`, without using `row_ids`; see `Predictor.__call__`."""
         return to_unit_norm(self.predict(batch.text_embed.astype(np.float64)))[:, None]
 
 
 class LinearGaussian:
     """Predictor that returns K samples per row: the ridge regression's prediction plus normally distributed noise.
 
-    The noise covariance is the covariance of the regression's residuals, multiplied by `1 + relative_variance`. The 1
-    accounts for the spread of images around the predicted mean. `relative_variance` accounts for the uncertainty of
-    the predicted mean.
+    The covariance of the noise is that of the regression's residuals, multiplied by 1 + v, where v is the row's
+    `Ridge.relative_variance`. The 1 accounts for the spread of image embeddings around the predicted mean. The term v
+    accounts for the uncertainty of the predicted mean itself.
     """
 
     def __init__(self, regression: Ridge, bank: Bank, draws: int, seed: int) -> None:
@@ -137,7 +141,7 @@ class LinearGaussian:
         self._root = vectors * np.sqrt(np.maximum(values, 0))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return K samples of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`."""
         text = batch.text_embed.astype(np.float64)
         mean, scale = self._regression.predict(text), np.sqrt(1 + self._regression.relative_variance(text))
         noise = RowNoise(self._seed, RESIDUAL, row_ids, (self._draws, mean.shape[1])).draw()
@@ -145,31 +149,33 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Predictor that returns the image embeddings of the K training rows whose captions are most similar to a caption.
+    """Predictor that returns, for each caption, the images of the K training rows with the most similar captions.
 
-    Similarity is the dot product of the text embeddings. If there are fewer than K training rows, all are returned.
+    The similarity of two captions is the dot product of their text embeddings. If there are fewer than K training rows,
+    the image embeddings of all training rows are returned.
     """
 
     def __init__(self, bank: Bank, draws: int) -> None:
         self._bank, self._draws = bank, min(draws, len(bank.text))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return K image embeddings of norm 1 per row, `[B, K, D]`, from the most to the least similar caption."""
         similarity = batch.text_embed @ self._bank.text.T
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
         return to_unit_norm(self._bank.image[nearest].astype(np.float64))
 
 
 class RandomImages:
-    """Predictor that returns K random training image embeddings for each row, and ignores the caption.
+    """Predictor that ignores the caption and returns the embeddings of K random training images for each row.
 
-    The predictions therefore follow the distribution of the training images, but are unrelated to the caption.
+    The images are drawn with replacement. The predictions follow the distribution of the training images, but are
+    unrelated to the caption.
     """
 
     def __init__(self, bank: Bank, draws: int, seed: int) -> None:
         self._bank, self._draws, self._seed = bank, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return K random image embeddings of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`."""
         chosen = RowNoise(self._seed, RANDOM, row_ids, (self._draws,)).choose(len(self._bank.image))
         return to_unit_norm(self._bank.image[chosen].astype(np.float64))

@@ -25,7 +25,7 @@ _MUST_AGREE = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Values of one metric on one split in all compared evaluations, and differences from the first evaluation."""
+    """Comparison of one metric on one split: its value in each evaluation, and differences from the first one."""
 
     split: str
     metric: str
@@ -78,7 +78,7 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
 def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, Any]]) -> None:
     """Raise InputError if the evaluations use embeddings of different sizes or from different CLIP models.
 
-    An evaluation whose CLIP model is unknown can be compared with any other evaluation.
+    If the CLIP model of an evaluation is unknown, only its embedding size is checked.
     """
     clips = [one["embeddings"]["clip"] for one in metrics]
     if len({clip for clip in clips if clip is not None}) > 1:
@@ -98,8 +98,9 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
 def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_Run]) -> None:
     """Raise InputError if the evaluations differ in a way that makes their metrics on this split incomparable.
 
-    The counts listed in `_MUST_AGREE` and the number of predictions per caption must be equal. Evaluations of the same
-    rows must also use the same gallery (the images searched for recall).
+    The number of predictions per caption and the counts named in `_MUST_AGREE`, such as the number of rows, must be
+    equal in all evaluations. An evaluation of the same rows as the first evaluation must also use the same gallery (the
+    images searched for recall).
     """
     for name, setting in _MUST_AGREE.items():
         sizes = [run.metrics[name] for run in runs]
@@ -143,7 +144,13 @@ class _Run:
 
     @staticmethod
     def read(evaluation: str, split: str, metrics: dict[str, Any], predictor: str | None) -> _Run:
-        """Read the results of one predictor on a split.
+        """Read the results of one predictor on one split of an evaluation.
+
+        Args:
+            evaluation: evaluation folder.
+            split: name of the split.
+            metrics: section of `metrics.json` for the split.
+            predictor: name of the predictor; None for the first predictor in `metrics`.
 
         Raises:
             InputError: the evaluation does not contain the predictor, or reports its predictions as broken (not finite,
@@ -162,10 +169,10 @@ class _Run:
 
 
 def _compare_means(split: str, runs: list[_Run]) -> list[Comparison]:
-    """Compare the metrics that are means over rows.
+    """Compare the metrics that are means over rows, and return one comparison per metric.
 
-    If a later evaluation used the same rows as the first, the difference is computed row by row. Otherwise, the two
-    means are treated as independent.
+    If a later evaluation used the same rows as the first, the values of the two are subtracted row by row. Otherwise,
+    the two means are treated as independent.
     """
     first = runs[0]
     differences: list[dict[str, Interval]] = []
@@ -186,7 +193,8 @@ def _compare_distances(split: str, runs: list[_Run]) -> list[Comparison]:
     """Compare the distances between the distributions of predicted and real images.
 
     Only distances that all evaluations contain are compared. An evaluation with too few distinct images contains no
-    distances. The evaluations are treated as independent. If they share rows, the intervals are wider than necessary.
+    distances. The evaluations are treated as independent, so the intervals are wider than necessary if evaluations
+    share rows.
     """
     comparisons = []
     for name in runs[0].result["distances"]:
@@ -203,11 +211,12 @@ def _mean(run: _Run, metric: str) -> Interval:
 
 
 def _independent_difference(a: Interval, b: Interval) -> Interval:
-    """Return `a - b` with its interval, for independent `a` and `b`.
+    """Return the difference `a - b` of two independent estimates, with its 95% interval.
 
-    An interval may be asymmetric, so its lower and upper margins are computed separately. The lower margin is the
-    square root of the sum of squares of the lower margin of `a` and the upper margin of `b`. The upper margin is
-    computed in the same way from the upper margin of `a` and the lower margin of `b`.
+    A margin is the distance from an estimate to one end of its interval. The two margins may differ, so they are
+    computed separately. The lower margin of the difference is the square root of the sum of squares of the lower margin
+    of `a` and the upper margin of `b`. The upper margin is computed in the same way from the upper margin of `a` and
+    the lower margin of `b`.
     """
     value = a.value - b.value
     low = np.hypot(a.value - a.low, b.high - b.value)

@@ -40,7 +40,10 @@ _Kernel = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class EmbeddingSet:
-    """Unit-norm embeddings sampled from one distribution."""
+    """Sample of embeddings from one distribution, such as the predictions or the real images of a split.
+
+    All embeddings have norm 1.
+    """
 
     embeds: np.ndarray
     """Embeddings `[N, D]`."""
@@ -49,7 +52,10 @@ class EmbeddingSet:
 
 
 def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between the distributions of two sets; empty if a set has fewer than 48 distinct images.
+    """Return the distances between the distributions of predicted and real embeddings, by name, with 95% intervals.
+
+    The dictionary is empty if either set has fewer than 48 distinct images. Below, X and X' are random predicted
+    embeddings, and Y and Y' are random real embeddings.
 
     - `frechet_distance`: squared distance between Gaussians with the sets' means and covariances, as in FID (Dowson
       and Landau 1982, J. Multivariate Anal. 12). The estimate decreases as the number of rows N grows, so its interval
@@ -57,7 +63,7 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
       of half the rows would be singular.
     - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
     - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where s is the median distance between
-      different real embeddings (Gretton et al. 2012, JMLR 13).
+      embeddings of different real images (Gretton et al. 2012, JMLR 13).
 
     `energy_distance` and `mmd` use only pairs of rows with different images. Their estimates are therefore unbiased,
     and may be negative.
@@ -84,7 +90,7 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
 
 
 def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Replace group ids by consecutive numbers from 0, the same in both sets.
+    """Number the groups of both sets consecutively from 0, so that a group has the same number in both sets.
 
     A group contains all rows that share an image. Groups that are only in the predicted set get the lowest numbers,
     then groups that are only in the real set, then groups that are in both. Because a row's part is its group number
@@ -116,11 +122,11 @@ def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[Embedding
 
 
 def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
-    """Return the distance between two sets with its 95% interval, computed from half-samples.
+    """Return the distance between two sets, computed from all rows, with a 95% interval from half-samples.
 
     Args:
-        distance: function that computes the distance from only some of the 16 parts of each set. Its argument is a mask
-            that selects the parts, `[16]` bool.
+        distance: function that returns the distance between the two sets. Its argument is a mask `[16]` bool, which
+            selects the parts of each set to use.
     """
     value = distance(np.ones(_PARTS, bool))
     differences = [distance(half) - distance(~half) for half in _HALVES]
@@ -157,8 +163,8 @@ def _pair_sums(
         kernels: kernels by name.
 
     Returns:
-        The sums by kernel name, and the number of pairs. Each array is `[16, 16]`, with one entry for each pair of
-        parts.
+        The sums, keyed by kernel name, and the numbers of pairs. All arrays are `[16, 16]`. Entry (i, j) is for pairs
+        of a row in part i of `first` and a row in part j of `second`.
     """
     sums = {name: np.zeros((_PARTS, _PARTS)) for name in kernels}
     counts = np.zeros((_PARTS, _PARTS))
@@ -188,7 +194,10 @@ class _PairDistance:
 
 
 class _FrechetDistance:
-    """Squared Frechet distance between two sets, computed from the moments of their parts."""
+    """Squared Frechet distance between two sets.
+
+    The moments of each part are stored, so the distance can be computed quickly for any selection of parts.
+    """
 
     def __init__(self, predicted: Sequence[EmbeddingSet], real: Sequence[EmbeddingSet]) -> None:
         # subtract the mean of the real embeddings, so that the sums of products do not lose precision

@@ -32,7 +32,7 @@ If every coordinate is constant, the predictions do not depend on the caption, a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of all evaluated predictors, including the baselines: summaries and per-row values."""
+    """Result of `compute_metrics`: summary metrics and per-row metrics of all predictors, including the baselines."""
 
     metrics: dict[str, Any]
     """Content of `metrics.json`, without the keys that `evaluate` adds: `format_version`, `subject`, `embeddings`."""
@@ -76,7 +76,7 @@ def compute_metrics(
 
 
 class SplitScores:
-    """Scores of one split, collected block by block. Blocks can be added in any order.
+    """Scores of all predictors on one split, and losses of the prior, collected block by block in any order.
 
     Args:
         dataset: embeddings.
@@ -115,11 +115,12 @@ class SplitScores:
             self._predictors[scores.task.name].add(scores)
 
     def metrics(self, training: EmbeddingSet) -> dict[str, Any]:
-        """Return the section of `metrics.json` for the split. All blocks must have been added before.
+        """Return the section of `metrics.json` for the split. Call this only after all blocks have been added.
 
         Args:
-            training: training images. For reference, the section includes the distances between their distribution and
-                that of the split's images. These are the lowest distances that a predictor can be expected to reach.
+            training: embeddings of training images. The section includes the distances between the distribution of
+                these images and the distribution of the split's images. A predictor cannot be expected to reach lower
+                distances than these.
         """
         rows, real = self._rows, self._real
         return {
@@ -167,7 +168,7 @@ class PredictorScores:
         """
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores of a block."""
+        """Add the predictor's scores for one block of rows. When all blocks have been added, compute the summary."""
         block = scores.task.block
         self.draws = scores.draws
         _fill(self.columns, self._rows, scores)
@@ -195,7 +196,7 @@ class PredictorScores:
 
 
 class LossScores:
-    """Losses of a prior with one of its sets of weights, such as `ema`, on a split.
+    """Losses on a split for one of the prior's sets of weights, such as `ema`.
 
     The losses are summarised when the last block is added.
     """
@@ -212,7 +213,7 @@ class LossScores:
         """
 
     def add(self, scores: BlockScores) -> None:
-        """Add the losses of a block."""
+        """Add the losses of one block of rows. When all blocks have been added, compute the summary."""
         _fill(self._columns, self._rows, scores)
         self._missing -= 1
         if self._missing == 0:
@@ -228,7 +229,11 @@ class LossScores:
 
 
 def _fill(columns: dict[str, np.ndarray], rows: EvaluatedRows, scores: BlockScores) -> None:
-    """Copy the per-row values of a block into columns that cover all N rows. Missing columns are created."""
+    """Copy the per-row values of a block into `columns`, at the positions of the block's rows.
+
+    `columns` has an array `[N]` for each metric, with one value per evaluated row. Missing arrays are created and
+    filled with NaN.
+    """
     chosen = rows.block(scores.task.block)
     for name, values in scores.values.items():
         columns.setdefault(name, np.full(len(rows.rows), np.nan))[chosen] = values
@@ -240,10 +245,11 @@ def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
 
 
 def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between the distribution of training images and that of a split's real images.
+    """Return the distances between the distribution of training images and the distribution of a split's real images.
 
-    Even a perfect predictor cannot be expected to reach lower distances. If there are fewer training images than real
-    images, `frechet_distance` is left out, because it depends on the number of images.
+    Even a perfect predictor cannot be expected to reach lower distances. Of the training images, at most as many are
+    used as there are real images. If there are fewer training images than real images, `frechet_distance` is left out,
+    because it depends on the number of images.
     """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)
@@ -254,9 +260,9 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return the weights name and sampling settings of a variant, for `metrics.json`.
+    """Return the `metrics.json` entries `weights` and `sample`: a variant's weights name and sampling settings.
 
-    Return an empty dictionary if `variant` is None.
+    Return an empty dictionary if `variant` is None, as for baselines and given predictions.
     """
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 

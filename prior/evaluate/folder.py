@@ -28,9 +28,9 @@ def rows_name(split: str) -> str:
 def evaluate_manifest() -> Manifest:
     """Return the manifest of an empty evaluation folder.
 
-    The manifest contains no settings. When the evaluation finishes, a fingerprint of everything that affects the
-    metrics is stored in the manifest instead. A changed setting therefore starts a new evaluation instead of raising an
-    error.
+    The manifest contains no settings, because settings that differ from those in a manifest raise an error. Instead, a
+    finished evaluation stores a fingerprint of everything that affects the metrics, including the settings. If the
+    fingerprint changes, the evaluation is computed again.
     """
     return Manifest(STAGE, {}, input={})
 
@@ -63,6 +63,6 @@ def require_whole(evaluation: str) -> None:
 
 
 def read_rows(evaluation: str, split: str) -> pa.Table:
-    """Read the per-row metrics of a split; columns `row_id`, `group_id` and `<predictor>/<metric>`."""
+    """Read the table of per-row metrics of a split. Its columns are `row_id`, `group_id` and `<predictor>/<metric>`."""
     with Store(evaluation).open(rows_name(split)) as file:
         return open_parquet(io.BytesIO(file.read())).read(use_threads=False)

@@ -31,7 +31,7 @@ Smaller differences are ignored, because the cosines of copies differ by roundin
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimate with its 95% interval."""
+    """Estimate of a quantity, with its 95% confidence interval."""
 
     value: float
     """Estimate over all rows: a mean, a distance, or a difference."""
@@ -56,7 +56,13 @@ def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def diversity(draws: np.ndarray) -> np.ndarray:
-    """Return the mean pairwise distance of each row's predictions `[B, K, D]`: `[B]`; 0 for a single prediction."""
+    """Return the mean distance between two different predictions for the same row: `[B]`.
+
+    If there is only one prediction per row, return zeros.
+
+    Args:
+        draws: K predicted embeddings per row, `[B, K, D]`.
+    """
     count = draws.shape[1]
     total = np.zeros(len(draws))
     for first in range(count - 1):
@@ -65,9 +71,11 @@ def diversity(draws: np.ndarray) -> np.ndarray:
 
 
 def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the mean cosine between each row's predictions `[B, K, D]` and its embedding in `others`, `[B, D]`: `[B]`.
+    """Return the mean cosine similarity between each row's predictions and its embedding in `others`: `[B]`.
 
-    All embeddings must have norm 1.
+    Args:
+        draws: K predicted embeddings of norm 1 per row, `[B, K, D]`.
+        others: one embedding of norm 1 per row, such as that of its true image, `[B, D]`.
     """
     return np.asarray(np.einsum("bkd,bd->bk", draws, others).mean(axis=1))
 
@@ -75,9 +83,10 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
     """Return the number of gallery images that are nearer to each prediction than its true image is: `[B]`.
 
-    The gallery is the set of images that recall searches for the true image. Nearer means a cosine that is higher by
-    more than a rounding error, so copies of the true image are not counted. Each true image is compared with G - 1
-    gallery images: all except itself or, if the gallery does not contain it, all except the last.
+    The gallery is the set of images that recall searches for the true image. An image is nearer if its cosine
+    similarity to the prediction is higher by more than a rounding error. Copies of the true image are therefore not
+    counted. Each true image is compared with G - 1 gallery images. If the gallery contains the true image, these are
+    all other images; otherwise, the last gallery image is left out.
 
     Args:
         predicted: predictions of norm 1, `[B, D]`.
@@ -94,7 +103,7 @@ def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_
 def mean_intervals(
     values: Mapping[str, np.ndarray], groups: np.ndarray, resamples: int, seed: int, *, are_differences: bool = False
 ) -> dict[str, Interval]:
-    """Return the mean of each column with its 95% interval.
+    """Return the mean of each metric over all rows, with its 95% interval, keyed by metric name.
 
     Rows that share an image are not independent, so the bootstrap resamples whole groups (cluster bootstrap; Field and
     Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
@@ -105,7 +114,7 @@ def mean_intervals(
     (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
-        values: columns `[N]` by metric name.
+        values: column of each metric, `[N]` with one value per row, keyed by metric name.
         groups: group id of each row, `[N]`; rows with the same group id share an image.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
@@ -136,6 +145,9 @@ def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float])
         sums: sum of the values in each group of rows that share an image.
         sizes: number of rows in each group.
         added: mean value of each pseudo-group. The size of a pseudo-group is the mean group size.
+
+    Returns:
+        The lower and upper end of the interval, limited to the range between the lowest and highest value in `added`.
     """
     size = float(sizes.mean())
     sums, sizes = np.append(sums, np.multiply(added, size)), np.append(sizes, np.full(len(added), size))

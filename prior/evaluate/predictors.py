@@ -59,7 +59,7 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the results of successive calls of `draw`, without end."""
+        """Yield arrays of normal random numbers without end, each as returned by `draw`."""
         while True:
             yield self.draw()
 
@@ -73,13 +73,13 @@ class RowNoise:
 
 
 class PriorPredictor:
-    """Predictor that samples from a prior with fixed sampling settings."""
+    """Predictor that draws K embeddings per row from a prior, always with the same sampling settings."""
 
     def __init__(self, prior: Prior, sample: SampleSettings, draws: int, seed: int) -> None:
         self._prior, self._sample, self._draws, self._seed = prior, sample, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return K sampled embeddings of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`."""
         dim = self._prior.config.embed_dim
         noise = (
             torch.from_numpy(values.reshape(-1, dim))
@@ -91,13 +91,13 @@ class PriorPredictor:
 
 
 class GivenPredictions:
-    """Predictor that looks up predictions made by another program: 1 or K embeddings for each row of the dataset."""
+    """Predictor that returns predictions made by another program: 1 or K embeddings for each row of the dataset."""
 
     def __init__(self, predictions: np.ndarray) -> None:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return predicted embeddings for each row; see `Predictor.__call__`."""
+        """Return the predictions for the rows `batch.rows` of the dataset, scaled to norm 1: `[B, K, D]`."""
         return to_unit_norm(self._predictions[batch.rows].astype(np.float64))
 
 
@@ -129,13 +129,19 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Convert stored embeddings `[B, D]` to float64, and scale them to norm 1 to correct rounding errors."""
+    """Convert stored embeddings `[B, D]` to float64, and scale them to norm 1.
+
+    Scaling is needed because rounding has changed the norms of the stored embeddings slightly.
+    """
     values = embeds.astype(np.float64)
     return np.asarray(values / np.linalg.norm(values, axis=-1, keepdims=True))
 
 
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
-    """Scale predictions `[..., D]` to norm 1. Zero or non-finite vectors become NaN and are rejected during scoring."""
+    """Scale predictions `[..., D]` to norm 1.
+
+    A vector that is zero or contains a non-finite value is replaced by NaN, so that scoring reports it as broken.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = values / np.abs(values).max(axis=-1, keepdims=True)  # prevents overflow and underflow of the squares
         return np.asarray(scaled / np.linalg.norm(scaled, axis=-1, keepdims=True))

@@ -15,6 +15,8 @@ BLOCK_ROWS = 128
 class EvaluatedRows:
     """The N evaluated rows of a split, in a pseudorandom order that depends only on their content and the seed.
 
+    If the split has more than `settings.max_rows` rows, only the first `max_rows` in this order are evaluated.
+
     Raises:
         InputError: the split has fewer than 2 rows.
     """
@@ -44,14 +46,14 @@ class EvaluatedRows:
         """Number of blocks of `BLOCK_ROWS` rows. The last block may be smaller."""
 
     def block(self, number: int) -> slice:
-        """Return the range of positions in `rows` that the block with a given number covers."""
+        """Return the slice of `rows` that contains the rows of a block. Blocks are numbered from 0."""
         return slice(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.rows)))
 
 
 def _next_different(ids: np.ndarray) -> np.ndarray:
-    """Return, for each position in `ids` `[N]`, the next position with a different id, wrapping around at the end.
+    """Return, for each position in `ids`, the nearest later position that has a different id: `[N]`.
 
-    If all ids are equal, each position itself is returned.
+    After the last position, the search continues at the first. If all ids are equal, each position is mapped to itself.
     """
     changes = np.flatnonzero(ids != np.roll(ids, -1)) + 1  # start of each run of equal ids
     if not len(changes):

@@ -79,7 +79,7 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Result of a task on a block of B rows."""
+    """Scores or losses that one `ScoreTask` computed for a block of B rows."""
 
     task: ScoreTask
     values: dict[str, np.ndarray]
@@ -96,7 +96,7 @@ class BlockScores:
 
 
 class Scorer:
-    """Scorer for blocks of rows.
+    """Callable that runs a `ScoreTask`: it scores a predictor, or computes losses, for one block of rows.
 
     Priors, baselines and galleries (images searched for recall) are loaded or computed on first use, and cached.
 
@@ -119,7 +119,10 @@ class Scorer:
         self._priors: dict[str, Prior] = {}
 
     def __call__(self, task: ScoreTask, following: ScoreTask | None = None) -> BlockScores:
-        """Return the scores or losses for one block. `following`, the next task, is ignored."""
+        """Run a task, and return the scores or losses for its block of rows.
+
+        `following`, the task that will run next, is ignored.
+        """
         return self._score_losses(task) if task.is_loss else self._score_draws(task)
 
     def _score_losses(self, task: ScoreTask) -> BlockScores:
@@ -226,10 +229,10 @@ def timestep_losses(
 ) -> dict[str, np.ndarray]:
     """Return the loss of each row at one random timestep per timestep bin: an array `[B]` for each bin name.
 
-    The `settings.loss_bins` bins divide the timesteps into ranges of about equal width. A bin is named after its first
-    and last timestep, such as `0-99`. Noise and timesteps depend only on the row and the seed, so all priors are
-    evaluated with the same noise at the same timesteps. Unlike in training, the text and the noisy image are never
-    dropped.
+    The timesteps are divided into `settings.loss_bins` bins of about equal width. A bin is named after its first and
+    last timestep, such as `0-99`. If there are more bins than timesteps, empty bins are left out. Noise and timesteps
+    depend only on the row and the seed, so all priors are evaluated with the same noise at the same timesteps. Unlike
+    in training, the text and the noisy image are never dropped.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -273,7 +276,10 @@ class ScorerMaker:
     """
 
     def __call__(self) -> Scorer:
-        """Open the embeddings and create a scorer. The scorer loads the prior on first use."""
+        """Open the embeddings and create a scorer for them.
+
+        A file of predictions is opened now. A prior is loaded only when the scorer first needs it.
+        """
         torch.set_num_threads(self.settings.threads)
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)
         if self.source.is_predictions:

@@ -20,7 +20,10 @@ BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 class SweepSettings(Settings):
-    """Sampling settings to try. Each value replaces one setting of `evaluate.sample`; all others stay the same."""
+    """Values of sampling settings to try.
+
+    For each value, one more predictor is evaluated. It uses `evaluate.sample` with one setting replaced by this value.
+    """
 
     steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Numbers of sampling steps to try."""

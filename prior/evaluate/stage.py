@@ -116,9 +116,10 @@ def evaluate(
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
-    """Return the dataset's content fingerprint, the hash of its CLIP model's weights, and the embedding size.
+    """Return the entries that identify the embeddings in `metrics.json`, whatever the location of their folder.
 
-    The hash is None if it is unknown. The values do not depend on the location of the embeddings folder.
+    The entries are the content fingerprint, the hash of the CLIP model's weights (None if unknown) and the embedding
+    size.
     """
     clip = dataset.clip_if_known.get("weights_sha256")
     return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
@@ -156,7 +157,11 @@ def plan_evaluate(
 
 
 def _limited(settings: EvaluateSettings, limit: int | None) -> EvaluateSettings:
-    """Return the settings with at most `limit` rows per split. Raise SettingsError if `limit` is below 2."""
+    """Return the settings with `max_rows` (rows per split) lowered to `limit`, if `limit` is not None and is smaller.
+
+    Raises:
+        SettingsError: `limit` is below 2.
+    """
     if limit is not None and limit < 2:
         raise SettingsError(f"--limit {limit}: an evaluation needs at least 2 rows")
     return settings if limit is None else settings.model_copy(update={"max_rows": min(limit, settings.max_rows)})

@@ -59,7 +59,7 @@ class PriorSource:
 
     @property
     def is_predictions(self) -> bool:
-        """True if the path is a file of predictions."""
+        """True if the path ends in `.npy`, the extension of a file of predictions."""
         return self.path.endswith(PREDICTIONS_SUFFIX)
 
     @property
@@ -102,9 +102,10 @@ class Subject:
         return self.source.is_predictions
 
     def parameters(self, weights: WeightsName) -> float:
-        """Return the number of network parameters.
+        """Return the number of parameters of the prior's network.
 
-        For a prior folder, the number is estimated from the size of the weights file.
+        A `.pth` is loaded with the named weights to count its parameters. For a prior folder, the number is estimated
+        from the size of the weights file, with 4 bytes per parameter.
         """
         if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
@@ -119,7 +120,7 @@ class Subject:
             )
 
     def training_rows(self, dataset: EmbeddingDataset) -> TrainingRows:
-        """Return the relation between the evaluated rows and the training rows; see `TrainingRows`.
+        """Determine whether the prior may have been trained on evaluated rows; see `TrainingRows` for the results.
 
         Raises:
             SettingsError: the dataset is split differently than in training, so evaluated rows could be training rows.
@@ -190,7 +191,7 @@ class Subject:
 
 
 def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
-    """Identify the prior or predictions at a location, without loading weights.
+    """Identify the prior or predictions at a location by kind and content, without loading weights.
 
     Args:
         source: location of the prior or predictions.
@@ -224,12 +225,19 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:
-    """Return the settings that assigned rows to splits when the prior at `path` was trained."""
+    """Return the settings that assigned rows to splits in training, as recorded in `trained_on`.
+
+    `path`, the location of the prior, is used only in error messages.
+    """
     return parse_settings(ReadSettings, trained_on.read, f"{path}: what it was trained on")
 
 
 def _sha256(fs: Any, location: str, path: str) -> str:
-    """Return the SHA-256 of a file. Raise InputError if the file cannot be read."""
+    """Return the SHA-256 of the file `location` in the file system `fs`.
+
+    Raises:
+        InputError: the file cannot be read. The message names it as `path`.
+    """
     try:
         with fs.open(location, "rb") as file:
             return hash_file(file)

@@ -30,7 +30,7 @@ _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """Caption, with the keys (names) of the images nearest to its text embedding and to the prior's prediction."""
+    """Row of the gallery: a caption, the key (name) of its own image, and the keys of the nearest images."""
 
     caption: str
     true_key: str
@@ -42,7 +42,10 @@ class GalleryRow:
 
 
 def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions in `images` of the images nearest to each query by cosine, nearest first: `[C, count]`.
+    """Return the positions in `images` of the images nearest to each query, nearest first: `[C, count]`.
+
+    The nearest images are those with the highest cosine similarity. If `images` has fewer than `count` rows, all of
+    them are returned.
 
     Args:
         queries: embeddings of norm 1 for C queries, `[C, D]`.
@@ -55,13 +58,15 @@ def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
 def nearest_images(
     prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
 ) -> list[GalleryRow]:
-    """Find the images in the whole dataset nearest to each caption's text embedding and to the prior's prediction.
+    """Find the images nearest to each caption's text embedding, and those nearest to the prior's prediction for it.
+
+    All images of the dataset are searched. A prediction is one of two sampled embeddings, chosen by `Prior.sample`.
 
     Args:
         prior: prior to sample predictions from.
         dataset: embeddings, with keys and captions.
         rows: row numbers of the captions.
-        count: number of images to find for each text embedding and each prediction.
+        count: number of images to find for each text embedding, and for each prediction.
         seed: seed for sampling the predictions.
     """
     whole = dataset.take(np.arange(dataset.count))
@@ -83,7 +88,10 @@ def nearest_images(
 
 
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
-    """Return images by key, read from a folder of webdataset shards. Keys without an image are left out."""
+    """Read the images with the given keys from a folder of webdataset shards, and return them by key.
+
+    A key for which the folder contains no image has no entry in the result.
+    """
     store = Store(images)
     pictures: dict[str, Image.Image] = {}
     for shard in list_image_shards(store):
@@ -94,10 +102,13 @@ def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
 
 
 def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], title: str) -> bytes:
-    """Return a PNG picture of captions and their nearest images. Green frames mark the captions' own images.
+    """Draw a gallery, and return it as the bytes of a PNG file.
+
+    Each row shows a caption, the images nearest to its text embedding, and the images nearest to the prior's
+    prediction. A green frame marks the caption's own image.
 
     Args:
-        rows: captions and the keys of their nearest images.
+        rows: captions and the keys of their nearest images; at least one row.
         images: images by key, with an entry for every key in `rows`.
         title: title of the picture.
     """

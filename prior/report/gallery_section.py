@@ -31,7 +31,7 @@ def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndar
 
     Args:
         ids: ids of all rows, `[M]`. If an id occurs more than once, its first position is returned.
-        order: result of a stable argsort of `ids`, `[M]`.
+        order: `np.argsort(ids, kind="stable")`, `[M]`.
         wanted: ids to look up, `[N]`.
     """
     candidates = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
@@ -39,13 +39,13 @@ def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndar
 
 
 def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean, the first two principal axes and each axis's share of the variance.
+    """Return the mean of N vectors, their first two principal axes and each axis's share of the total variance.
 
-    Signs are chosen so that the coordinate of largest magnitude in each axis is positive. Plots of the same values
+    The sign of each axis is chosen so that its coordinate of largest magnitude is positive. Plots of the same vectors
     therefore always have the same orientation.
 
     Args:
-        values: values `[N, D]`.
+        values: vectors, `[N, D]`.
 
     Returns:
         The mean `[D]`, the axes `[2, D]` and their shares of the variance `[2]`.
@@ -57,12 +57,14 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
-    """Return HTML fragments with plots of embeddings on the first two principal axes of the true image embeddings.
+    """Plot embeddings on the first two principal axes of the true image embeddings, and return HTML fragments.
+
+    One plot shows the true images and the texts. A second plot shows the true images and the predictions.
 
     Args:
         image: true image embeddings, `[N, D]`.
         text: text embeddings, `[N, D]`.
-        predicted: predicted embeddings, `[N, D]`; None to plot only true images and texts.
+        predicted: predicted embeddings, `[N, D]`; None to leave out the second plot.
         split: name of the split, for the titles.
     """
     mean, axes, shares = principal_axes(image)
@@ -85,14 +87,15 @@ def gallery(
 ) -> tuple[list[str], list[str]]:
     """Return HTML fragments of an image gallery, with one card per caption.
 
-    Each card shows the caption's own image and the images nearest to each query.
+    Each card shows the caption's own image and, for each of its queries, the images nearest to the query embedding.
 
     Args:
         dataset: embeddings.
         images: folder with the images, as webdataset shards.
         shown: row numbers of the captions to show, `[C]`.
         searched: row numbers of the images to search, `[S]`.
-        queries: query embeddings `[C, D]` of norm 1, keyed by the heading to show above the nearest images.
+        queries: one or more arrays of query embeddings, each with one embedding of norm 1 per caption, `[C, D]`. The
+            keys are the headings to show above the nearest images.
 
     Returns:
         HTML fragments, and a list of sentences that say which parts of the gallery are missing. The list is empty if
@@ -118,7 +121,10 @@ def gallery(
 
 @dataclass(frozen=True)
 class _RowContent:
-    """Gallery content: keys, captions and URLs by row number, and thumbnails by key. Missing values have no entry."""
+    """Content to show for dataset rows: keys, captions and URLs by row number, and thumbnails by key.
+
+    Missing values have no entry.
+    """
 
     keys: dict[int, Any]
     captions: dict[int, Any]
@@ -178,7 +184,7 @@ def _column(dataset: EmbeddingDataset, rows: np.ndarray, name: str) -> dict[int,
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """Shrink an image in place and encode it as JPEG."""
+    """Shrink an image in place to at most 128 x 128 pixels, and return it as the bytes of a JPEG file."""
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=85)

@@ -44,14 +44,14 @@ def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float
 
 
 def thin(points: np.ndarray) -> np.ndarray:
-    """Reduce a curve `[N, 2]` to at most 500 points by averaging neighbouring points."""
+    """Return a curve of (x, y) points `[N, 2]`, reduced to at most 500 points by averaging neighbouring points."""
     if len(points) <= _POINTS:
         return points
     return np.stack([part.mean(axis=0) for part in np.array_split(points, _POINTS)])
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Return an SVG plot of named values with their intervals, one below the other.
+    """Return an SVG plot that shows each value with its interval on a line of its own, labelled with its name.
 
     Values whose names start with `prior` or `given` (the evaluated prior or predictions) are drawn in one colour, and
     all others in a second colour.
@@ -67,7 +67,9 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """Return an SVG plot of a metric, with intervals, against the value of a setting.
+    """Return an SVG plot of a metric, with its intervals, as a function of a setting.
+
+    `values` contains the value of the metric for each value of the setting.
 
     The x axis is logarithmic if all setting values are positive and the largest is at least 8 times the smallest.
     """
@@ -87,8 +89,8 @@ def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]])
 
     Args:
         title: title of the plot.
-        losses: losses by name of the weights and then by bin. Bin names have the form `first-last`. The bin `overall`
-            is not plotted.
+        losses: losses, keyed by the name of the weights and then by the name of the timestep bin. Bin names have the
+            form `first-last`, such as `0-99`. The entry `overall` is not plotted.
     """
     with _plot(title, "timestep (noise grows to the right)", "loss") as (axes, made):
         for number, (weights, bins) in enumerate(losses.items()):
@@ -124,7 +126,8 @@ def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points:
     Args:
         title: title of the plot.
         axis_names: labels of the x and y axes.
-        limits: minima and maxima of the axes, `[2, 2]`. Use the same limits for plots that will be compared.
+        limits: ends of the axes, `[2, 2]`: the lowest x and y, then the highest x and y. A small margin is added. Use
+            the same limits for plots that will be compared.
         points: points `[N, 2]` by series name.
     """
     with _plot(title, *axis_names, 3.8) as (axes, made):

@@ -14,7 +14,7 @@ from .source import ReportSource
 
 @dataclass(frozen=True)
 class Written:
-    """Result of `write_report`."""
+    """Result of `write_report`: the path and size of the page, and the parts that are missing."""
 
     path: str
     """Path of the written page."""
@@ -63,7 +63,11 @@ def write_report(
 
 
 def _target(output: str | None, evaluation: str) -> str:
-    """Return the path of the file to write. Raise InputError if `output` is None and the evaluation is remote."""
+    """Return the path of the report: `output` or, if it is None, `<evaluation>.html`.
+
+    Raises:
+        InputError: `output` is None and the evaluation folder is remote.
+    """
     store = Store(evaluation)
     if output is None and not store.is_local:
         raise InputError(f"{store.url} is not on this machine; name a file to write with --output")

@@ -66,7 +66,7 @@ class Sections:
         ]  # fmt: skip
 
     def _missing_part(self, sentence: str) -> str:
-        """Add a sentence about a missing part of the report to `missing`, and return it as an HTML paragraph."""
+        """Add a sentence to `missing`, and return it as an HTML paragraph to show in place of the missing part."""
         self.missing.append(sentence)
         return page.paragraph(sentence)
 
@@ -239,10 +239,10 @@ class Sections:
 
 
 def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[float, Mapping[str, Any]]:
-    """Return the metrics of the predictors that differ only in one sampling setting, keyed by the value of the setting.
+    """Return the metrics for each evaluated value of one sampling setting, keyed by that value.
 
-    A predictor is included if it is not broken and has the same weights and sampling settings as the first predictor,
-    except for this setting.
+    The metrics come from the first predictor and from all predictors that differ from it only in this setting.
+    Broken predictors and predictors without sampling settings, such as baselines, are left out.
 
     Args:
         predictors: entries of `metrics.json` for the predictors of a split.
@@ -262,6 +262,8 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
 
 def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
     """Return an HTML table of values with intervals: one row per predictor, one column per metric.
+
+    The columns are the metrics of the first predictor. A cell is empty if a predictor has no value for the metric.
 
     Args:
         values: values with intervals, keyed by predictor and then by metric.

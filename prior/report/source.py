@@ -22,7 +22,10 @@ from ..sampling.settings import SampleSettings
 
 
 class ReportSource:
-    """Finished evaluation, and the prior or predictions that were evaluated; see `write_report` for the arguments.
+    """Inputs of a report: a finished evaluation, and the prior or predictions that were evaluated.
+
+    See `write_report` for the arguments. A prior or file of predictions that cannot be found does not raise an error.
+    In that case, `subject` is None and `no_subject` contains the reason.
 
     Raises:
         InputError: there is no finished evaluation, or the prior or predictions differ from those that were evaluated.
@@ -112,7 +115,10 @@ class ReportSource:
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """Return the predictor that was evaluated, and the number of token states that it reads for each caption."""
+        """Create the evaluated predictor, and return it with the number of token states that it reads per caption.
+
+        A prior's predictor draws one embedding per row.
+        """
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
         settings = resolve(EvaluateSettings(), "evaluate")

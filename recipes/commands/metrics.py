@@ -6,12 +6,12 @@ from typing import Any
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print one table per split, with the metrics of the prior and of the baselines.
+    """Print one table per split, with the metrics of the prior (or given predictions) and of the baselines.
 
-    Each table also contains 95% intervals of the energy score and of the cosine to the true image.
+    The energy score and the cosine similarity to the true image are shown with 95% intervals.
 
     Args:
-        metrics: metrics that `evaluate` wrote.
+        metrics: content of `metrics.json`, which the evaluate stage writes.
     """
     from ...pipeline.display.terminal import print_line, print_table
 
@@ -42,11 +42,13 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def require_sound(metrics: dict[str, Any]) -> None:
-    """Check that the prior's predictions are valid, so that the command exits with an error status if they are not.
+    """Check that the evaluated predictions are not broken.
+
+    Commands call this function last, so that they exit with an error status if the predictions are broken.
 
     Raises:
-        InputError: the predictions are invalid, for example the same for every caption. The message names the split and
-            the reason.
+        InputError: the predictions are broken: not finite, or the same for every caption. The message names the split
+            and the reason.
     """
     from ...pipeline.errors import InputError
 
@@ -60,6 +62,6 @@ def require_sound(metrics: dict[str, Any]) -> None:
 
 
 def _distance(distances: dict[str, dict[str, float]]) -> str:
-    """Return the energy distance as a string for a table cell, or `too few rows` if it was not computed."""
+    """Return the text of a table cell: the energy distance, or `too few rows` if `distances` does not contain it."""
     energy_distance = distances.get("energy_distance")
     return f"{energy_distance['value']:.4f}" if energy_distance else "too few rows"

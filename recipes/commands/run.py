@@ -62,7 +62,10 @@ def run(
 
 
 def _show_plans(planned: list[PlannedStage], as_json: bool) -> None:
-    """Print the plans as a table or as JSON, followed by each stage that cannot be planned yet and the reason."""
+    """Print the plans of the stages, as a table or as JSON.
+
+    They are followed by the stages that cannot be planned yet, each with the reason.
+    """
     from ...pipeline.display.terminal import print_json, print_line, print_plans
 
     plans = [stage.plan for stage in planned if stage.plan is not None]

@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse the script's command-line arguments, and return their values."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the config and the weights")
     parser.add_argument("--cache", type=Path, required=True, help="scratch folder for drawn pictures, 500 MB")
@@ -114,9 +114,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
-    """Return V distorted versions of every pair's picture as a memory-mapped array (V, N, S, S, 3).
+    """Return `count` (V) distorted versions of each pair's picture, as a memory-mapped array (V, N, S, S, 3).
 
-    The pictures are drawn once and stored in the folder `cache`. Later calls load the stored pictures.
+    The first call draws the pictures and stores them in the folder `cache`. Later calls with the same number of pairs,
+    `count` and `seed` load the stored pictures.
     """
     path = cache / f"variants-{len(pairs)}-{count}-{IMAGE_SIDE}-{seed}.npy"
     if not path.exists():
@@ -134,7 +135,8 @@ def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) ->
 def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     """Draw an emoji `count` (V) times, each time with a random scale, shift, image size and file format.
 
-    Flips and hue changes are not used, because captions name directions and colours.
+    Each drawing is converted as in the demo's download stage, then resized to the model's input size. Flips and hue
+    changes are not used, because captions name directions and colours.
 
     Returns:
         (V, S, S, 3) pixels.
@@ -159,7 +161,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def as_dataset_jpeg(content: bytes) -> bytes:
-    """Convert an image file to a 128 x 128 pixel JPEG file, as the demo's download stage does."""
+    """Convert the bytes of an image file to those of a 128 x 128 pixel JPEG, as the demo's download stage does."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     interpolation = cv2.INTER_AREA if image.shape[0] > DATASET_SIDE else cv2.INTER_LANCZOS4
@@ -168,7 +170,16 @@ def as_dataset_jpeg(content: bytes) -> bytes:
 
 
 def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.Namespace) -> open_clip.CLIP:
-    """Train on the pairs that are not held out, and return a model with the moving average of the weights."""
+    """Train a new CLIP model on the pairs that are not held out.
+
+    Args:
+        pairs: all N pairs, including those held out.
+        variants: distorted pictures of all pairs, (V, N, S, S, 3).
+        arguments: command-line arguments of the script.
+
+    Returns:
+        A model whose weights are the moving average of the trained weights.
+    """
     train_rows = np.array([row for row, pair in enumerate(pairs) if not held_out(pair.code)])
     tokens = open_clip.SimpleTokenizer()(
         [pair.caption for pair in pairs], MODEL_CFG["text_cfg"]["context_length"]
@@ -221,13 +232,16 @@ def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.N
 def batches(
     rows: NDArray[np.int64], batch_size: int, *, group_neighbours: bool, random: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the batches of an epoch as row numbers (B,). An incomplete last batch is dropped.
+    """Yield the batches of one epoch in random order, each as an array of row numbers (B,).
+
+    If the last batch is incomplete, it is dropped.
 
     Args:
         rows: row numbers of the training pairs, sorted by code.
         batch_size: number of rows per batch.
-        group_neighbours: True to shuffle runs of up to `NEIGHBOURS` pairs with consecutive codes, instead of single
-            pairs. The pairs of a run often differ only in skin tone or gender, which makes them hard negatives.
+        group_neighbours: True to keep runs of up to `NEIGHBOURS` consecutive pairs together and shuffle only the runs;
+            False to shuffle the pairs. Pairs in a run often differ only in skin tone or gender, so that they are hard
+            negatives for each other.
         random: random number generator.
     """
     if group_neighbours:
@@ -241,6 +255,11 @@ def batches(
 
 def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.random.Generator) -> Tensor:
     """Return a random variant of each row's picture, shifted by up to 2 pixels and normalised, with noise added.
+
+    Args:
+        variants: distorted pictures of all pairs, (V, N, S, S, 3).
+        rows: row numbers of the pairs in the batch, (B,).
+        random: random number generator for the choice of variants and the shifts.
 
     Returns:
         (B, 3, S, S) normalised pixels.
@@ -257,7 +276,7 @@ def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.r
 
 
 def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> Tensor:
-    """Return CLIP's symmetric cross-entropy (Radford et al. 2021), in nats.
+    """Return CLIP's training loss for a batch: the symmetric cross-entropy (Radford et al. 2021), in nats.
 
     Args:
         model: CLIP model.
@@ -275,9 +294,10 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
 @torch.no_grad()
 def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Update `average`, which holds the moving average of the model's weights and batch-norm statistics.
+    """Move the values of `average` towards those of `model`, after a training step.
 
-    Integer buffers are copied from `model`.
+    The model `average` contains the exponential moving average of the weights and batch-norm statistics of `model`.
+    Integer buffers are not averaged but copied.
     """
     current = model.state_dict()
     for name, value in average.state_dict().items():
@@ -288,7 +308,10 @@ def update_average(average: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
-    """Write a model's config and weights files, which open_clip loads with `local-dir:`. Each is written atomically."""
+    """Write a model to `folder` as a weights file (float16) and a config file. Each file is written atomically.
+
+    open_clip can load the model by the name `local-dir:FOLDER`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
@@ -303,9 +326,14 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
-    """Measure text-to-image recall and mean cosines with the stored weights.
+    """Measure text-to-image recall, and the mean cosine similarity of captions and pictures, with stored weights.
 
     For recall, each caption is compared with all N pictures: those used for training and those held out.
+
+    Args:
+        pairs: all N pairs.
+        folder: folder of the stored model; see `save`.
+        images: folder of the emoji pictures. Missing pictures are drawn and written.
 
     Returns:
         Metrics by name. Training pairs and held-out pairs have separate metrics.
