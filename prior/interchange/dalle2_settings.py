@@ -214,7 +214,7 @@ def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Returns:
         The names, if the model is a known model from OpenAI. Otherwise, an empty dictionary, because DALLE2-pytorch's
-            settings do not name the weights of models from other sources.
+        settings do not name the weights of models from other sources.
     """
     if clip is None or clip.get("make", "openai") != "openai":
         return {}
