@@ -53,7 +53,11 @@ app.add_typer(recipes, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
-    """Callback of `--version`: print the version and exit if the option was given."""
+    """Print the version and exit if `--version` was given. typer calls this function as the callback of the option.
+
+    Args:
+        wanted: True if the option was given.
+    """
     if wanted:
         from . import __version__
 
@@ -74,7 +78,10 @@ def root(
 
 
 def main() -> None:
-    """Run the command line, flush the standard streams and exit."""
+    """Run the `priorkit` command and exit the process with its exit code.
+
+    If standard output or standard error cannot be flushed, exit with a failure code.
+    """
     streams.open_closed_streams()
     streams.handle_stop_signals()
     code = _run()
@@ -95,7 +102,7 @@ def _report_output(error: OSError) -> None:
 
 
 def _run() -> int:
-    """Run the command line and return its exit code."""
+    """Parse the command line, run the subcommand and return the exit code. Errors are printed, not raised."""
     try:
         app()
     except SystemExit as end:

@@ -10,9 +10,9 @@ FOLDERS = ("pipeline", "prior", "recipes")
 
 
 class BuildModules(build_py):
-    """Build step that does not install `setup.py` as a module of `priorkit`.
+    """Build step that leaves `setup.py` out of the installed `priorkit` package.
 
-    Without this class, setuptools would install it, because it is in the folder of the root package.
+    Without this class, setuptools would install it as a module, because it is in the folder of the root package.
     """
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:

@@ -133,14 +133,15 @@ The settings of `laion-model-card` are copied from the code example in the model
 
 
 def parse_config(described: Any, source: str) -> DiffusionConfig:
-    """Parse the settings of a DALLE2-pytorch prior.
+    """Parse and check the settings of a DALLE2-pytorch prior.
 
     Args:
         described: parsed JSON file of DALLE2-pytorch's training script, or only its `prior` section.
         source: name of the settings, for error messages.
 
     Raises:
-        SettingsError: a key is unknown or missing, a value is out of range, or values contradict each other.
+        SettingsError: a key is unknown or missing, a value is out of range, `image_embed_dim` differs from `net.dim`,
+            or the network has fewer timestep embeddings than there are timesteps.
     """
     if isinstance(described, dict) and isinstance(described.get("prior"), dict):
         described = described["prior"]
@@ -206,10 +207,14 @@ def to_prior_config(config: DiffusionConfig, function: FunctionVersion, source: 
 
 
 def _clip_settings(clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return open_clip's `model` and `pretrained` names for the CLIP model in DALLE2-pytorch's settings.
+    """Return open_clip's names of a CLIP model and its weights, under the keys `model` and `pretrained`.
 
-    The result is empty if the settings do not describe a known CLIP model from OpenAI. For models from other sources,
-    DALLE2-pytorch's settings do not name the weights.
+    Args:
+        clip: description of the CLIP model in DALLE2-pytorch's settings; None if the settings contain no description.
+
+    Returns:
+        The names, if the model is a known model from OpenAI. Otherwise, an empty dictionary, because DALLE2-pytorch's
+        settings do not name the weights of models from other sources.
     """
     if clip is None or clip.get("make", "openai") != "openai":
         return {}
@@ -245,10 +250,10 @@ def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
 
 
 def require_exportable(config: PriorConfig) -> None:
-    """Check that the newest DALLE2-pytorch release supports a prior with these settings.
+    """Check that the newest DALLE2-pytorch release can represent a prior with this configuration.
 
     Raises:
-        SettingsError: the release does not support the prior. The message lists all reasons.
+        SettingsError: the release cannot represent the prior. The message lists every setting that prevents it.
     """
     function = FunctionVersion.parse(config.network.function_version)
     network, diffusion, dim = config.network, config.diffusion, config.embed_dim

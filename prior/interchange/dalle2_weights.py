@@ -83,7 +83,15 @@ The rotary frequencies and the noise schedule are still checked against the sett
 
 
 def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: str) -> None:
-    """Raise InputError if the rotary frequencies or the noise schedule do not match the settings."""
+    """Check the rotary frequencies and the noise schedule that are stored with the weights of a DALLE2-pytorch prior.
+
+    Both are constants. They must match, within a tolerance, the values that priorkit computes from the prior's
+    settings. Weights without a stored noise schedule are accepted.
+
+    Raises:
+        InputError: the stored values differ from the computed values, or only one of weights and settings has a rotary
+            embedding.
+    """
     rotary = any(".rotary_emb." in name for name in weights)
     if rotary != prior.config.network.rotary_emb:
         has = "has" if rotary else "has no"
@@ -111,7 +119,10 @@ def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: 
 
 
 def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
-    """Return the rotary frequency of each pair of rotated channels, in radians per position."""
+    """Return the frequencies of the rotary position embedding, in radians per position.
+
+    There is one frequency for each rotated pair of channels in an attention head. At most 32 channels are rotated.
+    """
     width = min(32, config.network.dim_head)
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
@@ -136,9 +147,14 @@ def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
 
 
 def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torch.Tensor]:
-    """Convert a priorkit weight to one or two DALLE2-pytorch weights, keyed by name.
+    """Convert one priorkit weight to DALLE2-pytorch weights, keyed by their names in DALLE2-pytorch.
 
-    Two weights are returned if the priorkit weight is their concatenation.
+    The result has one item, or two if `value` is a concatenation of two DALLE2-pytorch weights (`to_q` and `to_kv`).
+
+    Args:
+        name: name of the weight in the `state_dict` of a priorkit network.
+        value: the weight.
+        prior: prior that the weight belongs to.
     """
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
@@ -149,7 +165,11 @@ def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torc
 
 
 def _upstream_names(name: str, prior: Prior) -> list[str]:
-    """Return the DALLE2-pytorch name of a priorkit weight, or both names if it is a concatenation of two weights."""
+    """Return the names of the DALLE2-pytorch weights that correspond to one priorkit weight.
+
+    The list has one name. The exception is `to_qkv.weight` of an attention layer, which corresponds to two weights:
+    `to_q.weight`, followed by `to_kv.weight`.
+    """
     transformer = "net.causal_transformer"
     if name == "null_token_states":
         return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
@@ -196,14 +216,17 @@ def _some(names: list[str]) -> str:
 def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
     """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
-    The checkpoint represents a trainer before its first step. Its optimiser state therefore contains no moments, only
-    two parameter groups: one with weight decay, and one without weight decay for parameters with fewer than two
-    dimensions. The groups list parameters by index, so placeholders of size 1 are sufficient to build them. In
-    DALLE2-pytorch, all layers share one parameter for the rotary frequencies, so it has only one placeholder.
+    The checkpoint represents a trainer before its first step, so its optimiser state contains no moments. `weights` are
+    stored as both the online and the averaged weights.
+
+    The optimiser state has two parameter groups: parameters with two or more dimensions, which have weight decay, and
+    all other parameters, which have none. A group lists its parameters only by index, so they are replaced by
+    placeholder tensors with one element each. In DALLE2-pytorch, all layers share one parameter for the rotary
+    frequencies, so it has only one placeholder.
 
     Args:
-        weights: weights, keyed by their names in DALLE2-pytorch.
-        alpha_bar: cumulative noise schedule, `[timesteps]`.
+        weights: weights of the network, keyed by their names in DALLE2-pytorch.
+        alpha_bar: cumulative product of 1 - beta at each diffusion timestep, `[timesteps]`.
     """
     model = {**_schedule_buffers(alpha_bar), **weights}
     names = [name for name in weights if ".rotary_emb." not in name or ".layers.0." in name]
@@ -228,7 +251,14 @@ def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor
 
 
 def _schedule_buffers(alpha_bar: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the tensors of the noise schedule (such as betas), keyed by their names in DALLE2-pytorch."""
+    """Compute the noise schedule tensors that DALLE2-pytorch stores with a prior, such as `noise_scheduler.betas`.
+
+    Args:
+        alpha_bar: cumulative product of 1 - beta at each diffusion timestep, `[timesteps]`.
+
+    Returns:
+        Float32 tensors, `[timesteps]`, keyed by their names in DALLE2-pytorch.
+    """
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     alpha = alpha_bar / before
     beta = 1 - alpha

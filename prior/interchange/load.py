@@ -130,16 +130,16 @@ def find_clip(model: str | None, pretrained: str | None) -> dict[str, Any] | Non
 
 
 def is_pth(path: str, **options: Any) -> bool:
-    """Return True if a path has the file extension of a DALLE2-pytorch checkpoint.
+    """Return True if `path` ends with `.pth` or `.pt`, and check that the given options are valid for this path.
 
     Args:
-        path: prior folder or `.pth` file.
-        options: arguments of `load_prior` that apply only to a `.pth`. They must include `config`. The value None means
-            that the caller did not pass the argument.
+        path: prior folder, DALLE2-pytorch checkpoint (`.pth` or `.pt`), or `.npy` file with predictions.
+        options: arguments of `load_prior` that apply only to a checkpoint. They must include `config`. The value None
+            means that the caller did not pass the argument.
 
     Raises:
-        SettingsError: `config` is None for a `.pth`, an option other than None is given for a path that is not a
-            `.pth`, or the path is a file of another type.
+        SettingsError: `path` is a checkpoint, but `config` is None; `path` is not a checkpoint, but an option is not
+            None; or `path` is an existing file of an unsupported type.
     """
     if path.endswith(_PTH_SUFFIXES):
         if options["config"] is None:
@@ -153,9 +153,10 @@ def is_pth(path: str, **options: Any) -> bool:
 
 
 def _refuse_other_files(path: str) -> None:
-    """Raise SettingsError if a path is an existing file with an unsupported extension, such as `.ckpt`.
+    """Raise SettingsError if `path` is an existing file with an unsupported extension, such as `.ckpt`.
 
-    `.npy` files are accepted, because `evaluate` reads predictions from them.
+    Call this only for paths that do not end with `.pth` or `.pt`. Folders, missing files and files without an extension
+    are accepted. So are `.npy` files, because `evaluate` reads predictions from them.
     """
     name = path.rstrip("/").rpartition("/")[2]
     ending = name[name.rfind(".") :] if "." in name.lstrip(".") else ""
@@ -196,10 +197,10 @@ def _load_pth(
 
 
 def read_config(config: str) -> Any:
-    """Return the settings of a checkpoint as parsed JSON.
+    """Read the settings of a DALLE2-pytorch checkpoint, as parsed JSON. Their content is not checked.
 
     Args:
-        config: path or URL of a JSON file, or name of built-in settings.
+        config: path or URL of a JSON file, or name of built-in settings, such as `laion-model-card`.
 
     Raises:
         SettingsError: `config` is neither an existing file nor the name of built-in settings.
@@ -237,10 +238,10 @@ def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor
 
 
 def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
-    """Write a prior to a folder.
+    """Write a prior to a priorkit folder.
 
     Raises:
-        FolderError: the folder belongs to a training run, or it contains a prior and `overwrite` is False.
+        FolderError: the folder belongs to a training run, or it already contains a prior and `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):

@@ -46,10 +46,16 @@ The first group captures the qualified name of the class or function.
 
 
 class StandIn:
-    """Inert stand-in for an object in a checkpoint. It stores only the object's constructor arguments or state."""
+    """Harmless replacement for a Python object that is stored in a checkpoint.
+
+    It only stores the object's constructor arguments or its pickled state, and runs none of the object's code.
+    """
 
     def __new__(cls, *values: Any) -> StandIn:
-        """Create a stand-in from constructor arguments. pickle calls this method, but not `__init__`."""
+        """Create a stand-in that stores the given constructor arguments.
+
+        pickle calls `__new__` but not `__init__` when it creates an object.
+        """
         made = super().__new__(cls)
         made.values = values
         return made
@@ -58,7 +64,7 @@ class StandIn:
     """Constructor arguments of the replaced object, or its pickled state if it has one."""
 
     def __setstate__(self, state: Any) -> None:
-        """Store the pickled state."""
+        """Replace the stored constructor arguments with the object's pickled state."""
         self.values = state
 
 
@@ -105,11 +111,12 @@ def version_text(value: Any, path: str) -> str | None:
     Return None if `value` is None.
 
     Args:
-        value: string, None, or stand-in for a `packaging.version.Version` object, pickled by any `packaging` release.
+        value: the stored version: a string, None, or the stand-in for a `packaging.version.Version` object, pickled by
+            any release of `packaging`.
         path: name of the file, for error messages.
 
     Raises:
-        InputError: the value is neither a string, None nor a version object.
+        InputError: the value is none of these.
     """
     if value is None or isinstance(value, str):
         return value
@@ -125,7 +132,14 @@ def version_text(value: Any, path: str) -> str | None:
 
 
 def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
-    """Load a file with torch's safe reader, with stand-ins for the objects in `_INERT`.
+    """Load a checkpoint onto the CPU with torch's safe reader, which runs no code from the file.
+
+    `StandIn` takes the place of every class and function listed in `_INERT`.
+
+    Args:
+        file: local path, or open binary file.
+        path: name of the file, for error messages.
+        mmap: True to memory-map the file, which must then be a local path.
 
     Raises:
         InputError: the file is damaged, or refers to a class or function that is not allowed.
@@ -143,12 +157,20 @@ def _load(file: str | BinaryIO, path: str, mmap: bool = False) -> Any:
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Return an empty dict to replace a defaultdict, because torch's safe reader cannot add items to a defaultdict."""
+    """Return an empty dict, which takes the place of a `defaultdict` in a checkpoint. The arguments are ignored.
+
+    torch's safe reader cannot add items to a `defaultdict`.
+    """
     return {}
 
 
 def _explain(message: str, path: str) -> str:
-    """Convert an error message of torch's safe reader to a message for the user."""
+    """Return the message to show the user if torch's safe reader rejects a file.
+
+    Args:
+        message: text of the error that torch raised.
+        path: name of the file.
+    """
     if found := _UNKNOWN_NAME.search(message):
         return (
             f"{path}: holds {found[1]}, which is not among what a checkpoint may hold; nothing of it was run. "

@@ -45,10 +45,14 @@ def choose_weights(content: dict[str, Any], weights: WeightsName, path: str) -> 
 
 
 def _bare_weights(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """Return the weights of a bare state_dict, keyed by `DiffusionPrior` name; None if the content is something else.
+    """Return the weights in a `.pth` that contains only a state_dict, keyed by their names in `DiffusionPrior`.
 
-    A state_dict is also recognised if it is stored under the key `state_dict`, if all names have the prefix `module.`
-    because the model was wrapped, or if the prefix `net.` is missing because only the network was saved.
+    Return None if the file contains anything else, such as a trainer checkpoint. Three variants of a state_dict are
+    also recognised:
+
+    - The state_dict is stored under the key `state_dict`.
+    - All names have the prefix `module.`, because the model was wrapped. The prefix is removed.
+    - The names lack the prefix `net.`, because only the network was saved. The prefix is added.
     """
     weights = content
     if "state_dict" in content and not {"model", "ema", "ema_model"} & content.keys():
@@ -81,10 +85,11 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _averaged(content: dict[str, Any]) -> Any:
-    """Return the averaged weights of a checkpoint, or a falsy value if it has none.
+    """Return the averaged (EMA) weights that a trainer checkpoint stores.
 
-    Newer trainers store the averaged weights under the key `ema_model`. Older trainers store them only in the
-    dictionary under the key `ema`, where their names have the prefix `ema_model.`.
+    Newer trainers store them under the key `ema_model`. Older trainers store them only in the dictionary under the key
+    `ema`, where their names have the prefix `ema_model.`. If the checkpoint has no averaged weights, return None or an
+    empty dictionary. The caller must check that a stored value is a state_dict.
     """
     if "ema_model" in content:
         return content["ema_model"]
@@ -96,11 +101,11 @@ def _averaged(content: dict[str, Any]) -> Any:
 
 
 def stored_version(content: dict[str, Any], path: str) -> str:
-    """Return the version of the DALLE2-pytorch release that wrote a checkpoint.
+    """Return the DALLE2-pytorch release that wrote a checkpoint, such as `1.15.6`.
 
     Raises:
-        SettingsError: the checkpoint stores no version.
-        InputError: the stored version cannot be read.
+        SettingsError: the file stores no version. A bare state_dict never stores one.
+        InputError: the stored version has an unknown type.
     """
     version = None if _is_state_dict(content) else version_text(content.get("version"), path)
     if version is None:

@@ -24,12 +24,12 @@ _REPORT_SECONDS = 1.0
 
 
 class TakenOver(RuntimeError):
-    """Raised in a worker when new workers have taken over training, because this worker was unreachable for a time."""
+    """Raised in a worker that has been replaced: new workers were started while this worker was unreachable."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Status of a training run, as returned to the driver."""
+    """Snapshot of a training run on Ray, which the driver requests from the coordinator."""
 
     attempt: int = 0
     """Number of the current attempt, from 1; 0 before the first. An attempt starts whenever rank 0 starts."""
@@ -44,12 +44,18 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """True if training has succeeded, stopped or failed. Workers that Ray Train starts later exit immediately."""
+        """True once an outcome or an error has been recorded: training has succeeded, stopped or failed.
+
+        Workers that Ray Train starts after that exit immediately.
+        """
         return self.outcome is not None or self.error is not None
 
 
 class Coordinator:
-    """Ray actor that passes messages between the driver and the workers, which call its methods remotely."""
+    """Ray actor that passes messages between the driver and the workers. Both call its methods remotely.
+
+    Workers send progress, outcomes and errors. The driver reads them and sends stop requests.
+    """
 
     def __init__(self) -> None:
         self._status = Status()
@@ -61,10 +67,10 @@ class Coordinator:
         """Number of consecutive times that the workers were started without having completed a new training step."""
 
     def begin(self) -> int:
-        """Record that the first rank has started, and return the attempt number, counted from 1.
+        """Record that rank 0 has started, which begins a new attempt. Return the attempt number, counted from 1.
 
-        If the workers have been started too many times in a row without completing a new training step, record an
-        error, which ends training.
+        Ray Train restarts all workers after a failure. If they have been started too many times in a row without
+        completing a new training step, also record an error, which ends training.
         """
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
@@ -98,14 +104,21 @@ class Coordinator:
         return self._stop
 
     def finish(self, attempt: int, outcome: Outcome) -> None:
-        """Record the outcome from the first rank, unless a newer attempt has taken over."""
+        """Record the outcome of training, as sent by rank 0. Ignore it if a newer attempt has taken over.
+
+        The recorded outcome counts steps from the start of the first attempt.
+
+        Args:
+            attempt: attempt number of the caller.
+            outcome: result of the caller's training loop.
+        """
         if attempt == self._status.attempt:
             # count steps from the start of the first attempt
             first = outcome.first_step if self._first_step is None else self._first_step
             self._status = replace(self._status, outcome=replace(outcome, first_step=first), step=outcome.step)
 
     def fail(self, error: bytes) -> None:
-        """Record an exception from any rank, unless one is already recorded. See `Status.error` for the format."""
+        """Record an exception from any rank. Only the first exception is kept. See `Status.error` for the format."""
         if self._status.error is None:
             self._status = replace(self._status, error=error)
 
@@ -113,7 +126,11 @@ class Coordinator:
         self.fail(pickle.dumps((error, text)))
 
     def stop(self) -> None:
-        """Ask all ranks to write a checkpoint and stop."""
+        """Request that training write a checkpoint and stop.
+
+        The first rank receives the request in the reply to its next progress report, and passes it on to all other
+        ranks.
+        """
         self._stop = True
 
     def status(self) -> Status:
@@ -143,14 +160,14 @@ class RayWatch:
             self._send()
 
     def should_stop(self) -> bool:
-        """Return True if the coordinator's last reply requested a stop.
+        """Return True if the coordinator's last reply to this rank requested a stop.
 
-        On ranks that do not report progress, always return False.
+        Only the first rank sends reports and receives replies. On all other ranks, always return False.
         """
         return self._stop
 
     def before_writing(self) -> None:
-        """Report progress, and raise TakenOver if new workers have taken over training."""
+        """Send the latest progress to the coordinator, and raise TakenOver if new workers have taken over training."""
         self._send()
 
     def _send(self) -> None:

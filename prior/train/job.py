@@ -28,7 +28,7 @@ from .trackers import check_trackers
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Description of one training run."""
+    """Complete description of one training run. Every process that takes part in the training receives a copy."""
 
     embeddings: str
     """URL of the embeddings folder."""
@@ -60,15 +60,16 @@ class TrainJob:
 
     @property
     def last_step(self) -> int:
-        """Number of completed steps at which this run ends."""
+        """Number of completed steps at which this run ends: `limit` or `settings.steps`, whichever is smaller."""
         return self.settings.steps if self.limit is None else min(self.limit, self.settings.steps)
 
     @property
     def record_input(self) -> str:
-        """Fingerprint of the finished prior's inputs, stored in its manifest record.
+        """Fingerprint of the inputs that the finished prior was trained on, stored in the prior's manifest record.
 
-        The fingerprint depends on the content of the embeddings and, if `steps` may change when training resumes, on
-        `steps`. A finished prior therefore counts as unfinished after `steps` has changed.
+        A later run compares it with its own inputs to find out whether training is complete. It covers the content of
+        the embeddings. If `steps` may change when training resumes, it also covers `steps`, so that a finished prior
+        counts as unfinished after `steps` has changed.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
@@ -145,9 +146,10 @@ def make_job(
 
 
 def resolve_training(settings: TrainSettings, compute: ComputeSettings) -> TrainSettings:
-    """Return the settings with the device `auto` and 0 threads replaced by the actual device and number of threads.
+    """Return the settings with `device: auto` and `threads: 0` replaced by the values that training will use.
 
-    A Ray worker gets one thread for each of its CPUs.
+    On Ray, `threads: 0` becomes the number of CPUs per worker, but at least 1. Locally, it becomes the number of
+    available CPU cores.
     """
     threads = max(1, int(compute.cpus_per_worker)) if compute.backend == "ray" else None
     return resolve(settings, "train", compute, threads=threads)
@@ -163,7 +165,14 @@ def resolved_identity(settings: TrainSettings, read: ReadSettings) -> dict[str, 
 
 
 def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: ClipSettings | None) -> PriorConfig:
-    """Return the configuration of a new prior, including the CLIP model that produced the embeddings."""
+    """Build the configuration of a new prior from the training settings and the embeddings.
+
+    It includes the identity of the CLIP model that produced the embeddings. If the embeddings folder does not record an
+    identity and captions are encoded during training, the CLIP model is loaded to determine the identity.
+
+    Args:
+        clip: CLIP model that produced the embeddings; used only if the embeddings folder does not name a CLIP model.
+    """
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":
@@ -184,7 +193,14 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
 
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
-    """Return the settings needed to load the CLIP model that produced the embeddings."""
+    """Return the settings needed to load the CLIP model that produced the embeddings.
+
+    Args:
+        clip: CLIP model that produced the embeddings; used only if the embeddings folder does not name a CLIP model.
+
+    Raises:
+        InputError: the embeddings folder does not name a CLIP model, and `clip` is None.
+    """
     if dataset.clip_if_known:
         return dataset.clip_settings
     if clip is None:
@@ -199,12 +215,12 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
 
 
 def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig) -> None:
-    """Check that the embeddings and the initial prior fit the setting `text_condition`.
+    """Check that the text inputs selected by `text_condition` are available, and that the prior can use them.
 
     Raises:
-        InputError: the embeddings lack captions or token states, the CLIP model has no token states, or the token
-            states have the wrong width.
-        SettingsError: the text condition is `pooled`, but the initial prior takes token states.
+        InputError: the embeddings folder lacks the captions or token states to train on, its CLIP model has no token
+            states, or the width of the token states differs from the width that the initial prior takes.
+        SettingsError: `text_condition` is `pooled`, but the initial prior takes token states.
     """
     most, known = config.network.max_text_len, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)

@@ -28,10 +28,14 @@ from .validation import Validation
 
 
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
-    """Train from the newest checkpoint until the last step, the job's limit or a stop request, whichever is first.
+    """Run the training loop, starting from the newest checkpoint, or from the initial weights if there is none.
 
-    In a process group, every rank must call this function. Only the first rank accesses the prior folder: it sends the
+    The loop ends after the job's last step or when a stop is requested, whichever is first. In a torch.distributed
+    process group, every rank must call this function. Only the first rank accesses the prior folder: it sends the
     checkpoint to all other ranks, and writes the log, the checkpoints and the prior.
+
+    Args:
+        watch: observer that receives progress and can request a stop.
 
     Raises:
         PriorkitError: a loss or gradient is not finite. The message lists the keys of some affected rows.
@@ -96,9 +100,12 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
 def _load(
     learner: Learner, job: TrainJob, dataset: EmbeddingDataset, folder: TrainingFolder | None, ranks: Ranks
 ) -> int:
-    """Load the newest checkpoint on every rank, and return its number of completed steps.
+    """Load the newest checkpoint into `learner` on every rank. Return the number of steps completed in this checkpoint.
 
-    Without a checkpoint, load the initial weights and return 0.
+    If there is no checkpoint, set the initial weights instead and return 0.
+
+    Args:
+        folder: prior folder on the first rank, which sends the checkpoint to all other ranks; None on the others.
     """
     state = None
     if folder is not None:

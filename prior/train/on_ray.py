@@ -83,9 +83,10 @@ class _Trainer:
     def fit(
         self, job: TrainJob, compute: ComputeSettings, coordinator: Any, folder: str, environment: dict[str, str]
     ) -> None:
-        """Run the training loop in Ray Train workers.
+        """Run the training loop in Ray Train workers, and return when Ray Train has ended.
 
         Args:
+            coordinator: handle of the coordinator actor.
             folder: temporary folder that Ray Train requires.
             environment: environment variables to set in the workers.
         """
@@ -116,7 +117,7 @@ class _Trainer:
 
 
 def _work(job: TrainJob, coordinator: Any) -> None:
-    """Run the training loop on one rank, in a Ray Train worker.
+    """Run the training loop on one rank, in a Ray Train worker. If training is already over, do nothing.
 
     Rank 0 sends the outcome to the coordinator. A rank that fails sends its error to the coordinator, unless Ray Train
     handles the error by restarting the workers.
@@ -139,9 +140,9 @@ def _work(job: TrainJob, coordinator: Any) -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """Pickle an error and its traceback text.
+    """Pickle an error and its traceback text, in the format of `Status.error`. Call this while handling the error.
 
-    If the error cannot be pickled, a PriorkitError with its type and message is pickled instead.
+    If the error cannot be pickled, it is replaced by a PriorkitError that quotes its type and message.
     """
     text = traceback.format_exc()
     try:
@@ -161,7 +162,19 @@ def _watch(
     progress: ProgressCallback,
     should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Show progress and forward stop requests until training ends. Return the outcome, or raise a worker's error."""
+    """Show progress and forward stop requests to the coordinator until training ends. Return the outcome of training.
+
+    Args:
+        coordinator: handle of the coordinator actor.
+        fit: Ray reference to the pending result of `_Trainer.fit`.
+        progress: called with the number of completed steps, the total number of steps and a text for the progress bar.
+        should_stop: returns True if training must stop. It is called several times per second.
+
+    Raises:
+        Exception: the exception that a worker raised.
+        PriorkitError: Ray Train ended without an outcome, or there was no progress for a long time and the cluster no
+            longer has the resources for `min_workers` workers.
+    """
     is_stopping, changed_at, before = False, time.monotonic(), Status()
     while True:
         is_running = not ray.wait([fit], timeout=0)[0]  # checked before the status is read, so that no report is missed
@@ -187,7 +200,11 @@ def _watch(
 
 
 def _failure(ray: Any, fit: Any) -> PriorkitError:
-    """Return the error to raise if Ray Train has ended but no worker has reported an outcome."""
+    """Return the error to raise if Ray Train has ended, but no worker has reported an outcome or an error.
+
+    Args:
+        fit: Ray reference to the result of `_Trainer.fit`.
+    """
     try:
         cause = ray.get(fit)
     except ray.exceptions.RayError as error:
@@ -196,9 +213,12 @@ def _failure(ray: Any, fit: Any) -> PriorkitError:
 
 
 def explain_end(text: str) -> PriorkitError:
-    """Convert an error text from Ray Train to a PriorkitError with a short message.
+    """Return a PriorkitError with a short message that explains why Ray Train ended.
 
-    The text may contain tracebacks with escaped newlines.
+    If the workers found no GPUs, the message suggests a fix. Otherwise, it quotes the last line of the error text.
+
+    Args:
+        text: error text from Ray Train. It may contain tracebacks with escaped newlines.
     """
     if "no GPUs found" in text:
         return PriorkitError(
@@ -210,7 +230,11 @@ def explain_end(text: str) -> PriorkitError:
 
 
 def _require_remaining_room(ray: Any, compute: ComputeSettings, step: int) -> None:
-    """Raise a PriorkitError if the remaining nodes do not have the resources for `min_workers` workers."""
+    """Raise a PriorkitError if the remaining nodes do not have the resources for `min_workers` workers.
+
+    Args:
+        step: number of completed steps, for the error message.
+    """
     try:
         require_room(ray, compute, compute.min_workers)
     except PriorkitError as error:

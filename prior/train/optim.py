@@ -25,7 +25,10 @@ def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.op
 
 
 def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
-    """Return the learning rate of a step. A linear warmup is followed by cosine decay or a constant rate.
+    """Compute the learning rate for one training step.
+
+    The rate rises linearly during warmup. With `decay: constant`, it then stays at its peak. With `decay: cosine`, it
+    falls along a cosine curve, towards a tenth of the peak at the end of training.
 
     Args:
         step: step number, from 0.
@@ -42,9 +45,14 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Update `average`, an exponential moving average of the weights of `network`, after step `step` (from 0).
+    """Update the exponential moving average of a network's weights after a training step.
 
-    The decay is at most (1 + step) / (10 + step), so that the average quickly forgets the random initial weights.
+    Args:
+        average: network with the averaged weights, which are changed in place.
+        network: network with the current weights.
+        decay: share of the previous average in the new average. It is limited to (1 + step) / (10 + step), so that the
+            average quickly forgets the random initial weights.
+        step: step number, from 0.
     """
     decay = min(decay, (1 + step) / (10 + step))
     averaged, current = dict(average.named_parameters()), dict(network.named_parameters())

@@ -25,13 +25,15 @@ LOG_NAME = "metrics.jsonl"
 
 
 class TrainingFolder:
-    """Prior folder during training. Only the first rank creates an instance.
+    """Access to the prior folder during training: log, checkpoints, best weights and finished prior.
+
+    Only the first rank creates an instance.
 
     Args:
         fingerprint: fingerprint of the settings and embeddings. Checkpoints with a different fingerprint are ignored.
         keep: number of most recent checkpoints to keep.
-        best_since: step at which `validation_rows` last changed, or 0. Validation losses up to this step are ignored
-            in the search for the lowest loss, because they were computed on other rows.
+        best_since: step at which `validation_rows` last changed, or 0. Validation losses up to this step are ignored in
+            the search for the lowest loss, because they were computed on other rows.
     """
 
     def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
@@ -83,7 +85,13 @@ class TrainingFolder:
         self._log.append({"step": step, **values, "learning_rate": rate})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
-        """Write the averaged weights if this validation loss is the lowest so far."""
+        """Write the averaged weights to the folder as the best weights, if this validation loss is the lowest so far.
+
+        Args:
+            average: network with the averaged weights.
+            step: number of completed steps.
+            validation_loss: validation loss of the averaged weights.
+        """
         if validation_loss < self._best:
             self._best = validation_loss
             save_best(self._store, average, step, validation_loss, self._fingerprint)
@@ -104,6 +112,7 @@ class TrainingFolder:
         """Write the finished prior and the log, then a record that marks the prior as complete. Return this record.
 
         Args:
+            average: network with the averaged weights, which become the weights of the prior.
             input: fingerprint of the inputs of the prior; see `TrainJob.record_input`.
             rows: number of rows in the training split.
         """
@@ -118,9 +127,14 @@ class TrainingFolder:
 
 
 class Recorder:
-    """Writer for metrics, checkpoints and the finished prior. Only the first rank creates a recorder.
+    """Writer for the metrics, checkpoints and finished prior of a training run. Only the first rank creates one.
+
+    Metrics go to the log and the trackers. Before it writes checkpoints or weights, the recorder checks that no other
+    workers have taken over the training run.
 
     Args:
+        folder: prior folder to write to.
+        watch: observer that raises an error if other workers have taken over.
         step: number of training steps completed when this run starts; above 0 if training resumes.
     """
 
@@ -149,18 +163,25 @@ class Recorder:
                 tracker.log(step, {**trained, **validated, "learning_rate": rate, **rates})
 
     def save_if_best(self, average: Network, step: int, validation_loss: float) -> None:
-        """Write the averaged weights if this validation loss is the lowest so far."""
+        """Write the averaged weights as the best weights, if this validation loss is the lowest so far."""
         self._watch.before_writing()
         self._folder.save_if_best(average, step, validation_loss)
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Return True if `checkpoint_every` or `checkpoint_minutes` requires a checkpoint after this step."""
+        """Return True if a checkpoint must be written now.
+
+        This is the case if `step` is a multiple of `checkpoint_every`, or if more than `checkpoint_minutes` have passed
+        since the last checkpoint. Before the first checkpoint, the minutes count from the creation of this recorder.
+
+        Args:
+            step: number of completed steps.
+        """
         settings = self._job.settings
         is_old = time.monotonic() - self._saved_at > 60 * settings.checkpoint_minutes
         return step % settings.checkpoint_every == 0 or is_old
 
     def save(self, state: TrainState) -> None:
-        """Write the log and a checkpoint."""
+        """Write the log and a checkpoint, and restart the interval of `checkpoint_minutes`."""
         self._watch.before_writing()
         self._folder.save(state)
         self._saved_at = time.monotonic()

@@ -12,10 +12,10 @@ from ...pipeline.contract.manifest import ShardRecord
 
 
 class Watch(Protocol):
-    """Observer of the training loop on one rank. It receives progress and can ask training to stop."""
+    """Observer of the training loop on one rank. The loop sends it progress, and asks it whether to stop."""
 
     def report(self, step: int, note: str) -> None:
-        """Report progress.
+        """Receive the progress of the training loop, which calls this method before each step and once at the end.
 
         Args:
             step: number of completed steps.
@@ -23,20 +23,20 @@ class Watch(Protocol):
         """
 
     def should_stop(self) -> bool:
-        """Return True if all ranks must write a checkpoint and stop.
+        """Return True if training must write a checkpoint and stop. A stop request on one rank stops all ranks.
 
         The training loop calls this method before the first step and once per step.
         """
 
     def before_writing(self) -> None:
-        """Raise an error if other workers have taken over this training run.
+        """Raise an error if other workers have taken over this training run and this rank must therefore not write.
 
-        The training loop calls this method before it writes files.
+        The training loop calls this method before it writes checkpoints, best weights or the finished prior.
         """
 
 
 class LocalWatch:
-    """Observer for training in this process; see `Watch`.
+    """Observer of a training loop that runs in the calling process, without Ray. See `Watch`.
 
     Args:
         steps: total number of steps.
@@ -49,7 +49,7 @@ class LocalWatch:
         self.should_stop = should_stop
 
     def report(self, step: int, note: str) -> None:
-        """Update the progress bar."""
+        """Pass the progress on to the `progress` function."""
         self._progress(step, self._steps, note)
 
     def before_writing(self) -> None:
@@ -58,7 +58,7 @@ class LocalWatch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one run of the training loop."""
+    """Result of one call of `run_loop`: the steps it covered, and the prior's manifest record if it was finished."""
 
     first_step: int
     """Number of steps completed before this run."""
@@ -75,6 +75,8 @@ class Outcome:
 class Throughput:
     """Meter for training throughput, in samples per second and in draws (noisy copies of samples) per second.
 
+    Call `add` after every step and `measure` at the end of an interval. The next interval then starts.
+
     Args:
         draws: number of draws per sample in each step.
     """
@@ -88,11 +90,19 @@ class Throughput:
         """Text for the progress bar."""
 
     def add(self, rows: int) -> None:
-        """Count the rows of one step towards the current interval."""
+        """Add the rows of one completed step to the current interval.
+
+        Args:
+            rows: number of rows in the step, summed over all ranks.
+        """
         self._rows += rows
 
     def measure(self, loss: float) -> None:
-        """End the current interval: update `rates` and `note`. The note includes the given loss."""
+        """End the current interval: compute `rates` and write the new `note`.
+
+        Args:
+            loss: training loss, which is shown in the note.
+        """
         now = time.monotonic()
         rate = self._rows / max(now - self._since, 1e-9)
         self._rows, self._since = 0, now

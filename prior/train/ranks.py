@@ -20,12 +20,16 @@ sent.
 
 
 class PeerLost(RuntimeError):
-    """Raised when a collective operation fails because another rank died."""
+    """Raised when a collective operation (communication between all ranks) fails because another rank died."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process, and operations over all ranks. Without a process group, there is a single rank, 0."""
+    """Rank of this process, number of ranks, and communication between all ranks.
+
+    Without a torch.distributed process group, the only rank is 0 and nothing is sent. In a group, every rank must call
+    `sum`, `any`, `sum_gradients`, `gather` and `broadcast` in the same order, because each call waits for all ranks.
+    """
 
     rank: int
     size: int
@@ -45,7 +49,11 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the element-wise sum of float64 values `[n]` over all ranks, on the CPU."""
+        """Return the sum of each element over all ranks, as a tensor on the CPU.
+
+        Args:
+            values: float64 tensor, `[n]`, with the same size on all ranks.
+        """
         if self.size == 1:
             return values.cpu()
         sent = values.to(self.device)
@@ -53,11 +61,14 @@ class Ranks:
         return sent.cpu()
 
     def any(self, value: bool) -> bool:
-        """Return True on all ranks if the value is true on any rank."""
+        """Return True on all ranks if `value` is True on at least one rank."""
         return bool(self.sum(torch.tensor([float(value)], dtype=torch.float64)).item())
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Replace each parameter's gradient with its sum over all ranks. A missing gradient counts as zero."""
+        """Replace each parameter's gradient with its sum over all ranks. A gradient that is None counts as zero.
+
+        With a single rank, do nothing.
+        """
         if self.size == 1:
             return
         for bucket in _buckets(parameters):
@@ -72,7 +83,11 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """Return the values from all ranks, concatenated in rank order."""
+        """Collect a list from each rank, and return on every rank all values in rank order, as one list.
+
+        Args:
+            values: picklable values of this rank. Their number may differ between ranks.
+        """
         if self.size == 1:
             return values
         gathered: list[Any] = [None] * self.size
@@ -82,7 +97,9 @@ class Ranks:
     def broadcast(
         self, value: Value | None, tensors: Mapping[str, torch.Tensor]
     ) -> tuple[Value, dict[str, torch.Tensor]]:
-        """Send a value and named tensors from the first rank to all ranks, and return them on the CPU.
+        """Send a value and named tensors from the first rank to all ranks. Every rank returns them, on the CPU.
+
+        With a single rank, return the arguments unchanged.
 
         Args:
             value: any picklable value; ignored on all ranks except the first.
@@ -117,10 +134,13 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 def _collective(work: Callable[[], Any]) -> None:
-    """Run a collective operation, such as an all-reduce.
+    """Run an operation in which all ranks communicate, such as an all-reduce.
+
+    Args:
+        work: function that performs the operation.
 
     Raises:
-        PeerLost: the operation raises a RuntimeError, which means that another rank died.
+        PeerLost: the operation raises a RuntimeError, which is taken to mean that another rank died.
     """
     try:
         work()

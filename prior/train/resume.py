@@ -25,8 +25,15 @@ Validation losses before and after a change of this setting are not comparable.
 def check_training(store: Store, planned: Manifest, settings: TrainSettings, *, overwrite: bool) -> Manifest | None:
     """Check that training can start or resume in a prior folder. Return the folder's manifest, or None if it has none.
 
+    Args:
+        store: prior folder.
+        planned: manifest of the training run that is about to start.
+        overwrite: True if the content of the folder will be discarded; an existing run with other settings is then
+            accepted.
+
     Raises:
-        FolderError: the training run in the folder cannot be resumed with these settings.
+        FolderError: the folder contains unrelated files or the result of another stage, or its training run cannot be
+            resumed with these settings.
     """
     manifest = check_stage(store, planned, overwrite=overwrite, advice=_start_advice(store))
     if manifest is not None and not overwrite:
@@ -41,6 +48,12 @@ def refuse_other_embeddings(
 
     The error message suggests two fixes: another prior folder, or `priorkit train` with `--overwrite`. It names the
     `train` command because `--overwrite` on a run of all stages would discard the embeddings too.
+
+    Args:
+        store: prior folder.
+        recorded: manifest in the prior folder; None if there is none, which raises no error.
+        planned: manifest of the training run that is about to start.
+        dataset: embeddings to train on.
     """
     if recorded is None or recorded.stage != STAGE:
         return
@@ -61,8 +74,8 @@ def refuse_other_embeddings(
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     """Record in the manifest which settings have changed since training started, and at which step each changed.
 
-    Training resumes from the newest checkpoint. Changes that were recorded at or after the step of this checkpoint no
-    longer apply, and are removed from the manifest.
+    Training resumes from the newest checkpoint. Steps after this checkpoint are repeated, so changes that were recorded
+    at or after its step no longer apply. They are removed from the manifest.
 
     Returns:
         The job, with `best_since` set to the step at which `validation_rows` last changed.
@@ -91,7 +104,15 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a message if a finished prior was trained for more than `steps` steps; otherwise return None."""
+    """Return a note for the user if a finished prior was trained for more than `steps` steps; otherwise None.
+
+    There is nothing left to train in this case.
+
+    Args:
+        store: prior folder.
+        recorded: manifest in the prior folder; None if there is none.
+        steps: number of steps in the current settings.
+    """
     if recorded is None or RECORD not in recorded.shards:
         return None
     done = newest_step(store, recorded.settings_fingerprint)
@@ -101,7 +122,10 @@ def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | N
 
 
 def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
-    """Raise a FolderError if an unfinished training run has a checkpoint after more than `steps` steps."""
+    """Raise a FolderError if an unfinished training run has already completed more than `steps` steps.
+
+    Only the steps up to its newest checkpoint count.
+    """
     done = newest_step(store, recorded.settings_fingerprint)
     if done is not None and done > steps and RECORD not in recorded.shards:
         raise FolderError(
@@ -111,5 +135,5 @@ def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
 
 
 def _start_advice(store: Store) -> str:
-    """Return a hint for error messages, which suggests training a new prior from the weights in this folder."""
+    """Return a phrase for error messages that suggests training a new prior from the weights in this folder."""
     return f"start another prior from its weights (--init-from {store.url} --prior NEW)"

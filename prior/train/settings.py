@@ -39,7 +39,7 @@ class OptimiserSettings(Settings):
 
 
 class InitSettings(Settings):
-    """Settings for loading the initial prior, from whose weights training starts."""
+    """Settings for loading the initial prior, which is the existing prior whose weights training starts from."""
 
     path: Location
     """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
@@ -54,7 +54,7 @@ class InitSettings(Settings):
 
 
 class TrainSettings(DeviceSettings):
-    """Settings for training a prior."""
+    """Settings for the train stage: the `train` section of a recipe."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -134,7 +134,7 @@ class TrainSettings(DeviceSettings):
         return self.optimiser.decay == "constant"
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that must not change when training resumes, because the result depends on them.
+        """Return the settings that must not change when training resumes, because the trained weights depend on them.
 
         They include `steps`, unless `steps_may_change` is True.
         """
@@ -144,7 +144,10 @@ class TrainSettings(DeviceSettings):
         return dumped
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings that may change when training resumes, keyed by recipe name such as `train.threads`."""
+        """Return the values of the settings that may change when training resumes. The manifest records their changes.
+
+        They include `steps` if `steps_may_change` is True. Keys are names in a recipe, such as `train.threads`.
+        """
         names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
         return {f"train.{name}": getattr(self, name) for name in names}
 

@@ -133,7 +133,11 @@ def plan_train(
     clip: ClipSettings | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Estimate the steps, disk space and time that `train` would need with the same arguments, without training."""
+    """Estimate the steps, disk space and time that `train` would need with the same arguments, without training.
+
+    If the prior folder contains an unfinished training run and `overwrite` is False, the estimated time covers only the
+    remaining steps. For a finished prior, no disk space or time is needed.
+    """
     compute = compute or ComputeSettings()
     store = Store(prior)
     recorded = read_manifest(store)
@@ -171,12 +175,13 @@ def plan_train(
 def check_prior_folder(
     prior: str, settings: TrainSettings, read: ReadSettings, compute: ComputeSettings, *, overwrite: bool = False
 ) -> None:
-    """Check that the training run in a folder can be resumed with these settings.
+    """Check that training can start or resume in a prior folder, without opening the embeddings or the initial prior.
 
-    This check does not open the embeddings or the initial prior. It assumes that they have not changed.
+    Both are assumed to be the same as in the training run that the folder contains, if any.
 
     Raises:
-        FolderError: the training run in the folder cannot be resumed with these settings.
+        FolderError: the folder contains unrelated files or the result of another stage, or its training run cannot be
+            resumed with these settings.
     """
     store = Store(prior)
     manifest = read_manifest(store)

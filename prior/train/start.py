@@ -27,10 +27,10 @@ training, but not the predictions that the network computes from given weights."
 
 
 def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingDataset) -> None:
-    """Set the weights and normaliser statistics before the first step.
+    """Set the initial weights and normaliser statistics of `learner` for a new training run.
 
-    With `init_from`, the weights and the statistics come from the initial prior. Without it, the weights stay random,
-    and the statistics are computed from training rows if the normaliser needs any.
+    If `settings.init_from` is set, both are copied from the initial prior. Otherwise, the learner keeps its random
+    weights. If its normaliser uses statistics, they are computed from training rows in `dataset`.
     """
     if settings.init_from is not None:
         start = load_start(settings.init_from)
@@ -49,12 +49,14 @@ def load_start(init: InitSettings) -> Prior:
 
 
 def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
-    """Return the settings with the `network` and `diffusion` sections taken from the initial prior.
+    """Combine the training settings of a recipe with the network and diffusion settings of the initial prior.
 
-    Settings in `_FREE_FIELDS` keep the recipe's value if the recipe sets them.
+    The network and diffusion settings come from the initial prior. The exceptions are settings in `_FREE_FIELDS`, for
+    which a value in the recipe takes precedence.
 
     Raises:
-        SettingsError: the recipe sets a value that conflicts with the initial prior.
+        SettingsError: the recipe sets any other network or diffusion setting to a value that differs from the initial
+            prior's value.
     """
     values = settings.model_dump()
     for section in ("network", "diffusion"):
@@ -63,13 +65,18 @@ def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
 
 
 def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
-    """Combine the settings of the recipe and of the initial prior in one section, `network` or `diffusion`.
+    """Return the values of one section of settings, combined from the recipe and the initial prior.
 
     Values come from the initial prior, except for settings in `_FREE_FIELDS` that the recipe sets.
 
+    Args:
+        section: name of the section, `network` or `diffusion`, for error messages.
+        recipe: settings in the recipe's section.
+        start: settings in the initial prior's section.
+
     Raises:
-        SettingsError: the recipe sets a setting outside `_FREE_FIELDS` to a value that differs from the initial
-            prior's value.
+        SettingsError: the recipe sets a setting outside `_FREE_FIELDS` to a value that differs from the initial prior's
+            value.
     """
     merged = start.model_dump()
     for name in recipe.model_fields_set:
@@ -86,13 +93,15 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
 def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: PriorConfig) -> None:
     """Check that the initial prior can be trained on the embeddings.
 
+    CLIP models are compared by the hash of their weights, or by name if a hash is missing. They are not compared if the
+    initial prior does not name its CLIP model.
+
     Args:
         path: path of the initial prior, for error messages.
         config: configuration of the new prior, which names the CLIP model that produced the embeddings.
 
     Raises:
-        InputError: the embedding sizes or the CLIP models differ. CLIP models are compared by the hash of their
-            weights, or by name if a hash is missing.
+        InputError: the embedding sizes or the CLIP models differ.
     """
     known = start.config
     sizes = (known.embed_dim, known.text_dim or known.embed_dim)
@@ -130,8 +139,11 @@ def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
     """Return True if two priors use the same CLIP model.
 
     Call this only if at least one of the priors has no recorded hash of its CLIP model's weights. The CLIP models are
-    compared by name, or loaded and compared if the names are inconclusive. If neither prior names a CLIP model in its
-    settings, return False.
+    compared by name. If the names are inconclusive, the models are loaded and compared.
+
+    The identity (`clip`) of one prior is compared with the loading settings (`clip_settings`) of the other. The
+    identity is that of `one`, or of `other` if `one` has none. If the settings are empty or a model cannot be loaded,
+    return False.
     """
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:
@@ -140,15 +152,18 @@ def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
 
 
 def _clip_name(config: PriorConfig) -> str:
-    """Return the names of the CLIP model and its pretrained weights, for an error message."""
+    """Return the names of a prior's CLIP model and its pretrained weights, such as `ViT-B-32/openai`.
+
+    If the configuration names no model, return `unknown`. The result is used in an error message.
+    """
     source = config.clip_settings or config.clip.get("source", {})
     return f"{source.get('model', 'unknown')}{'/' if source.get('pretrained') else ''}{source.get('pretrained') or ''}"
 
 
 def start_fingerprint(start: Prior) -> str:
-    """Return a SHA-256 of a prior's weights and normaliser statistics.
+    """Return the SHA-256 hash, in hexadecimal, of a prior's weights and normaliser statistics.
 
-    It does not depend on the format of the file that the prior was loaded from.
+    The hash does not depend on the format of the file that the prior was loaded from.
     """
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):

@@ -29,7 +29,7 @@ _NAMED_ROWS = 5
 
 
 class NotFinite(PriorkitError):
-    """Raised when a loss or gradient is not finite."""
+    """Raised when a loss, a gradient or a validation score is NaN or infinite."""
 
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class NotFinite(PriorkitError):
         the gradient is not, row numbers of some rows in the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
-        """Return an error for the user that lists the keys of `rows` in the dataset and suggests a fix."""
+        """Return an error for the user that lists the affected rows by row number and key, and suggests a fix."""
         return PriorkitError(
             f"{self} ({dataset.describe_rows(self.rows)}); `priorkit inspect` finds unsound embeddings; else lower "
             "train.optimiser.learning_rate"
@@ -64,6 +64,9 @@ class Learner:
     def backward(self, step: int, batch: TrainBatch, text: Condition) -> torch.Tensor:
         """Compute gradients for this rank's rows, in `accumulate` micro-batches, and return the loss per row, `[B]`.
 
+        The gradients are those of the sum of this rank's losses, divided by the number of rows in the global batch.
+        Summed over all ranks, they are the gradients of the mean loss.
+
         Args:
             step: step number, from 0.
             batch: this rank's rows of the global batch.
@@ -80,7 +83,7 @@ class Learner:
         return losses
 
     def reduce(self, step: int, batch: TrainBatch, losses: torch.Tensor, stop: bool) -> tuple[float, bool]:
-        """Sum losses, stop requests and gradients over all ranks.
+        """Combine the results of `backward` from all ranks. The gradients on each rank become their sum.
 
         Args:
             step: step number, from 0.
@@ -109,6 +112,10 @@ class Learner:
     def update(self, step: int, batch: TrainBatch) -> float:
         """Clip the summed gradient, update weights and averaged weights, and return the gradient norm before clipping.
 
+        Args:
+            step: step number, from 0.
+            batch: this rank's rows of the global batch, for the error message.
+
         Raises:
             NotFinite: the gradient norm is not finite. Every rank then raises this error.
         """
@@ -133,14 +140,21 @@ class Learner:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Load weights, averaged weights, normaliser statistics and optimiser state from a training state."""
+        """Replace weights, averaged weights, normaliser statistics and optimiser state with those of a checkpoint."""
         self.network.load_state_dict(state.network)
         self.average.load_state_dict(state.average)
         self.normaliser.load_state_dict(state.normaliser)
         restore_optimiser(self._optimiser, self.network, state.optimiser)
 
     def _losses(self, step: int, batch: TrainBatch, text: Condition, part: slice) -> torch.Tensor:
-        """Return the loss per row for a micro-batch: the rows in `part`, which is a slice of this rank's rows."""
+        """Compute the loss of each row in one micro-batch, with the autograd graph that `backward` needs.
+
+        Args:
+            step: step number, from 0.
+            batch: this rank's rows of the global batch.
+            text: text condition for these rows.
+            part: slice that selects the rows of the micro-batch from `batch` and `text`.
+        """
         device, diffusion = self._ranks.device, self._settings.diffusion
         random = step_randomness(
             seed=self._settings.seed, step=step, first=batch.first + part.start, rows=part.stop - part.start,
@@ -163,24 +177,36 @@ class Learner:
         torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
-        """Collect row numbers from all ranks, and return at most `_NAMED_ROWS` of them on every rank.
+        """Collect row numbers from all ranks, and return the first `_NAMED_ROWS` or fewer on every rank.
 
         Every rank must call this method.
+
+        Args:
+            rows: dataset row numbers on this rank; may be empty.
         """
         return self._ranks.gather(rows[:_NAMED_ROWS].tolist())[:_NAMED_ROWS]
 
 
 def prepare_network(network: Network, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
-    """Set up compilation and activation checkpointing. Weights, parameter names and outputs do not change."""
+    """Switch on compilation of the layers or activation checkpointing for a network, in place.
+
+    Weights, parameter names and outputs do not change.
+
+    Args:
+        compile: True to compile the layers with torch.compile.
+        activation_checkpointing: True to recompute each layer in the backward pass instead of storing its activations.
+    """
     network.checkpoint_activations = activation_checkpointing
     if compile:
         network.compile_layers()
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context in which to compute the loss. It runs matrix products in `dtype`.
+    """Return the context manager in which to compute the loss. Weights and sums stay in float32.
 
-    Weights and sums stay in float32.
+    Args:
+        dtype: `bfloat16` to run matrix products in bfloat16; `float32` to run them in float32.
+        device: device that the loss is computed on.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 

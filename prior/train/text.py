@@ -29,14 +29,18 @@ The tensors are on the CPU and may have any float dtype. The text embeddings may
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the dataset columns that `text_source` needs with these settings."""
+    """Return the dataset columns from which the function returned by `text_source` takes its text.
+
+    With `text_condition: online`, these are the captions. Otherwise, they are the stored text embeddings, and the token
+    states if the network uses them.
+    """
     if settings.text_condition == "online":
         return Columns(text_embed=False, max_text_len=0, captions=True)
     return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
 
 
 def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
-    """Return the function that provides the text condition for each batch.
+    """Return the function that provides the text embeddings and token states for each training batch.
 
     Batches passed to this function must contain the columns from `text_columns`.
 
@@ -51,7 +55,7 @@ def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
 
 
 def stored_text(batch: TrainBatch) -> Condition:
-    """Return the text embeddings and token states that are stored with a batch, as a text condition."""
+    """Return the text embeddings that are stored with a batch, and its token states, if any, as a text condition."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     return Condition(torch.from_numpy(batch.text_embed), states)
@@ -74,14 +78,17 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
 
 
 def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
-    """Convert a training batch to the batch type used in evaluation, with the text condition from `encode_text`."""
+    """Convert a training batch to an `EmbeddingBatch`, the type of batch used in evaluation.
+
+    Its text embeddings and token states are those that `encode_text` returns for the batch.
+    """
     text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
     return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
 
 
 class OnlineText:
-    """Text source that encodes captions with a CLIP text encoder.
+    """Text source (see `TextSource`) that encodes the captions of a batch with a CLIP text encoder during training.
 
     Args:
         max_text_len: maximum number of token states per caption; 0 to return only text embeddings.
@@ -91,7 +98,10 @@ class OnlineText:
         self._encoder, self._max_text_len = encoder, max_text_len
 
     def __call__(self, batch: TrainBatch) -> Condition:
-        """Return the text condition for the captions in a batch."""
+        """Return the text embeddings of the captions in a batch, and their token states if `max_text_len` is not 0.
+
+        The token states of each caption are cut off at `max_text_len` tokens, or padded with zeros to this length.
+        """
         assert batch.captions is not None
         size = self._encoder.identity["embed_dim"]
         width = self._encoder.identity["token_width"] if self._max_text_len else 0

@@ -28,7 +28,7 @@ class Tracker(Protocol):
     """Object that sends training metrics to a tool such as TensorBoard or W&B."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log all metrics of one step. Within a process, `step` increases with each call."""
+        """Log the metrics of one step, by name. Within a process, each call must have a higher `step` than the last."""
 
     def close(self) -> None:
         """Write buffered metrics and close the tracker."""
@@ -64,9 +64,9 @@ def open_trackers(
 
     Args:
         prior: prior folder.
-        name: unique name of the training run.
+        name: unique name of the training run, which stays the same when training resumes.
         described: settings of the training run, which W&B displays.
-        step: number of steps completed before this run.
+        step: number of steps completed before this run; above 0 if training resumes.
     """
     folder = check_trackers(settings, prior)
     if folder is None:
@@ -86,7 +86,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write each metric as a scalar."""
+        """Write each metric to the event file as a scalar with the metric's name."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
@@ -96,9 +96,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Tracker that sends metrics to a W&B run. When training resumes, the tracker continues the same W&B run.
+    """Tracker that sends metrics to a W&B run. If training resumes, the tracker continues the existing W&B run.
 
-    The environment variable `WANDB_MODE` selects the mode, `online` or `offline`.
+    The ID of the W&B run is stored in the tracker folder. If training starts from step 0, a new W&B run is created. The
+    environment variable `WANDB_MODE` selects the mode, `online` or `offline`.
     """
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], step: int) -> None:
@@ -118,7 +119,10 @@ class WeightsAndBiases:
         )  # fmt: skip
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the metrics, unless this step has already been sent."""
+        """Send the metrics of a step to W&B.
+
+        If metrics for this step or a later one have already been sent, do nothing.
+        """
         if step <= self._last:
             return
         self._run.log(dict(values), step=step, commit=True)

@@ -27,9 +27,10 @@ from .text import TextSource, read_rows, with_text
 
 
 class Validation:
-    """Callable that computes validation scores for the averaged weights. The ranks share the validation rows.
+    """Callable that computes the validation scores of the averaged weights during training.
 
-    The scores do not depend on the number of ranks, apart from rounding errors in float64 sums.
+    Every rank must call it. Each rank scores a part of the validation rows, and the results are combined. They do not
+    depend on the number of ranks, apart from rounding errors in float64 sums.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class Validation:
         self._sample = SampleSettings(steps=settings.validate_steps)
 
     def __call__(self, learner: Learner, step: int) -> dict[str, float]:
-        """Return the mean of each score over the validation rows, by name.
+        """Return the mean of each score over the validation rows on all ranks, by name of the score.
 
         The scores are `validation_loss` and, if `validate_draws` is not 0, `validation_energy_score` and
         `validation_cosine`. The result is empty if the validation split is empty.
+
+        Args:
+            step: number of completed steps, for the error message.
 
         Raises:
             NotFinite: at least one score on any rank is not finite. Every rank then raises this error.
@@ -80,7 +84,14 @@ class Validation:
             yield self._rows[first : first + BLOCK_ROWS]
 
     def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
-        """Return S scores for each of the B rows in a block, as an array `[S, B]`."""
+        """Compute the scores of each row in one block of B validation rows, as an array `[S, B]`.
+
+        S is 1 (the loss), or 3 if `validate_draws` is not 0 (loss, energy score and cosine similarity).
+
+        Args:
+            prior: prior with the averaged weights.
+            rows: row numbers in the dataset, `[B]`.
+        """
         ids = self._dataset.row_ids[rows]
         batch = with_text(read_rows(self._dataset, rows, self._columns), self._encode_text)
         losses = timestep_losses(prior, batch, ids, self._settings)
