@@ -11,9 +11,9 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from priorkit.pipeline.settings import parse_settings
 from priorkit.recipes.recipe import Recipe, recipe_names
 
 from ..unit.test_house import pyproject
-from .conftest import PRIORKIT, RECIPE, Finished, Workspace, environment
+from .command_server import CommandServer
+from .conftest import RECIPE, Finished, Workspace, environment
 from .snippets import NEEDS, ROOT, Block, blocks_of, pages
 
 PAGES = pages()
@@ -126,9 +127,9 @@ def invoke(words: list[str]) -> None:
     assert result.exit_code == 0, result.output
 
 
-def invoke_apart(words: list[str]) -> None:
+def invoke_apart(words: list[str], commands: CommandServer) -> None:
     """Run a command in a process of its own."""
-    done = subprocess.run([PRIORKIT, *words], env=environment(), capture_output=True, text=True, timeout=240)
+    done = commands.run(words, Path.cwd(), environment())
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -151,14 +152,14 @@ def flat(name: str, value: Any) -> Iterator[str]:
         yield f"{name}={json.dumps(value)}"
 
 
-def run_block(block: Block, recipe: dict[str, Any], namespace: dict[str, Any]) -> None:
+def run_block(block: Block, recipe: dict[str, Any], namespace: dict[str, Any], commands: CommandServer) -> None:
     if block.language == "python":
         with redirect_stdout(io.StringIO()):
             exec(compile("\n" * block.line + block.text, block.page, "exec"), namespace)
         return
     for program, *words in block.commands:
         assert program == "priorkit", f"{block.place}: {program} is run by no test; mark what the block needs"
-        run = invoke if block.needs is None else invoke_apart
+        run = invoke if block.needs is None else partial(invoke_apart, commands=commands)
         try:
             run(given(words, recipe))
         except (Exception, AssertionError) as error:
@@ -174,28 +175,30 @@ def edit(copied: Path, recipe: dict[str, Any]) -> None:
     copied.write_text(yaml.safe_dump({**recipe, "folders": folders}))
 
 
-def run_page(page: str, tiny_recipe: dict[str, Any], *needs: str | None) -> None:
+def run_page(page: str, tiny_recipe: dict[str, Any], commands: CommandServer, *needs: str | None) -> None:
     namespace: dict[str, Any] = {"__name__": "snippet"}
     for block in BLOCKS[page]:
         if runs(block) and block.needs in needs:
-            run_block(block, tiny_recipe, namespace)
+            run_block(block, tiny_recipe, namespace, commands)
 
 
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(map(runs, blocks))])
-def test_a_page_runs(page: str, world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any]) -> None:
+def test_a_page_runs(
+    page: str, world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any], commands: CommandServer
+) -> None:
     if page not in FROM_THE_LIST:
         prepared(world)
-    run_page(page, tiny_recipe, None)
+    run_page(page, tiny_recipe, commands, None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(b.needs == "time" for b in blocks)])
 def test_what_takes_time_runs(
-    page: str, world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any]
+    page: str, world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any], commands: CommandServer
 ) -> None:
     if page not in FROM_THE_LIST:
         prepared(world)
-    run_page(page, tiny_recipe, None, "time")
+    run_page(page, tiny_recipe, commands, None, "time")
 
 
 EVERY_BLOCK = [block for blocks in BLOCKS.values() for block in blocks]
@@ -240,10 +243,10 @@ def test_data_is_read(block: Block) -> None:
 
 
 def test_a_page_that_does_not_hold_fails(
-    world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any]
+    world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any], commands: CommandServer
 ) -> None:
     prepared(world)
     for text in ("```bash\npriorkit embed --no-such-option\n```", "```bash\nls\n```", "```python\nassert 1 == 2\n```"):
         (block,) = blocks_of("page", text)
         with pytest.raises(AssertionError):
-            run_block(block, tiny_recipe, {})
+            run_block(block, tiny_recipe, {}, commands)

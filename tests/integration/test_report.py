@@ -227,6 +227,7 @@ def test_what_is_hostile_is_text(
     assert "default-src 'none'" in page.content.decode()
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path) -> None:
     # a prior that was not trained here, and no images
     bare = tmp_path / "bare"
@@ -252,6 +253,7 @@ def test_what_is_missing_is_said(prior: Path, embeddings: Path, evaluation: Path
     assert "is damaged" in page.text["Training"]
 
 
+@pytest.mark.slow
 def test_embeddings_without_captions_have_a_gallery_without_them(
     prior: Path, embeddings: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -423,6 +425,7 @@ def test_a_floor_of_fewer_rows_says_so(embeddings: Path, images: Path, tmp_path:
     assert f"There are {train_rows} training rows for the distances of real against real." in text
 
 
+@pytest.mark.slow
 def test_the_way_of_drawing_is_the_one_that_was_evaluated(
     prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -160,7 +160,8 @@ def test_what_one_rank_is_asked_stops_all_with_a_checkpoint(embeddings: Path, al
     assert_same_losses(alone, prior, 100)
 
 
-@pytest.mark.parametrize("token_states", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("token_states", [False, True])
 def test_dropout_differs_from_rank_to_rank_and_goes_on_exactly(
     embeddings: Path, tmp_path: Path, token_states: bool
 ) -> None:

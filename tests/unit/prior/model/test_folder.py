@@ -379,4 +379,4 @@ def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path:
 
 def test_an_unfinished_training_is_named(store: Store, config: PriorConfig, tmp_path: Path) -> None:
     save_state(store, state_of(build_network(config), 5), "settings", keep=2)
-    refused(tmp_path, "its training has not ended, 5 steps are done; the same `priorkit train` command goes on")
+    refused(tmp_path, "its training has not ended, 5 steps are done; the same `priorkit train` command resumes")
