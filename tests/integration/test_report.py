@@ -351,6 +351,7 @@ def test_what_does_not_belong_together_is_refused(
     assert sorted(path.name for path in tmp_path.glob("*tmp")) == []
 
 
+@pytest.mark.slow
 def test_the_prior_that_was_evaluated_is_found_and_another_is_refused(
     prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -376,6 +377,7 @@ def test_the_prior_that_was_evaluated_is_found_and_another_is_refused(
     assert not (tmp_path / "other.html").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_a_report(embeddings: Path, images: Path, tmp_path: Path) -> None:
     train(str(embeddings), str(tmp_path / "prior"), changed(SMALL_TRAIN, steps=5, network__width=16), READ)
     pth, config = str(tmp_path / "prior.pth"), str(tmp_path / "prior.json")

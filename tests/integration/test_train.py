@@ -98,7 +98,7 @@ def test_other_predictions_learn_too(
 
 def test_token_states_condition_the_prior(small_train: TrainSettings, tmp_path: Path) -> None:
     """They say what the text embedding does not, and here a prior without them cannot know it."""
-    token_embeddings = write_embeddings(tmp_path / "embeddings", rows=4000, token_states=True)
+    token_embeddings = write_embeddings(tmp_path / "embeddings", rows=2000, token_states=True)
     validation = {}
     for name, max_text_len in (("with", 3), ("without", 0)):
         settings = changed(small_train, steps=200, network__max_text_len=max_text_len, validate_every=100)

@@ -146,6 +146,7 @@ def test_checkpoints_go_from_one_rank_to_two_and_back(embeddings: Path, alone: P
     assert_same_losses(alone, prior, 100)
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_give_its_loss(embeddings: Path, alone: Path, tmp_path: Path) -> None:
     settings = changed(HUNDRED, accumulate=4)
     run_loop(job := job_of(embeddings, tmp_path, settings), job.open_embeddings(), Seen())
