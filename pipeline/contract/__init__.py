@@ -1,1 +1,1 @@
-"""Format of stage folders on disk: file names and hashes, manifests, and atomic shard commits."""
+"""Format of the folders that pipeline stages write: file names and hashes, manifests, and atomic shard commits."""

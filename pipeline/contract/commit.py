@@ -104,7 +104,7 @@ class ShardCommit:
 
 
 def _move_in(store: Store, record: ShardRecord) -> None:
-    """Move a shard's new files from `REPLACEMENT_FOLDER` over its old files, and its new record last.
+    """Move a shard's new files from `REPLACEMENT_FOLDER` over its old files, then move its new record.
 
     Files that have already been moved are skipped, so the call can be repeated after an interruption.
     """
@@ -189,7 +189,7 @@ class StageFolder:
         The following files are removed:
 
         - the separate record files, because the manifest now contains the records;
-        - new files of existing shards that were never committed;
+        - files that were written to replace the files of a shard, but were never committed;
         - temporary files.
         """
         self._write_manifest()
@@ -295,8 +295,8 @@ def _clear_replacements(store: Store) -> None:
 def _data_files(store: Store) -> list[str]:
     """Return the names of all files except the manifest, lock, lease and temporary files.
 
-    If the result is empty, a stage may use the folder like an empty one. For example, a stage that failed before it
-    wrote a shard leaves only files that are not in the result.
+    If there are none, a stage may use the folder as if it were empty. For example, a stage that failed before it wrote
+    a shard leaves only files of these four kinds.
     """
     bookkeeping = (MANIFEST_NAME, LOCK_NAME, LEASE_NAME)
     return [name for name in store.names() if name not in bookkeeping and not name.endswith(TEMPORARY_SUFFIX)]

@@ -59,8 +59,8 @@ def group_files(names: Iterable[str], url: str, report: Callable[[str], None]) -
     Args:
         names: names of the files in the folder.
         url: location of the folder, for messages.
-        report: callback that receives an error message for each file that cannot be assigned to a shard. If the
-            callback returns, the file is left out of the result.
+        report: function called with an error message for each file that cannot be assigned to a shard. It may raise an
+            exception to stop. Otherwise, the file is left out of the result.
 
     Returns:
         Dict of the same form as the result of `pair_files`.

@@ -2,8 +2,8 @@
 
 A stage records a *mark* (`FileMark`) for each input file that no manifest lists. If the file's size and modification
 time (on an object store, the ETag or a similar tag) still match the mark, the file is unchanged and is not read again.
-Otherwise, the file's hash is compared: a file that was moved, touched or copied counts as unchanged, while a file with
-new content of the same size counts as changed.
+Otherwise, the file's hash is compared. A file that was moved, touched or copied has the same hash and counts as
+unchanged. A file with new content counts as changed, even if its size is the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HASH_THREADS = 8
 _REPORT_SECONDS = 1.0
 """Minimum number of seconds before the first progress report and between reports."""
 _BLOCK_BYTES = 1 << 20
-"""Number of bytes per read when the unread rest of a file is hashed."""
+"""Number of bytes per read when the rest of a partly read file is hashed."""
 UNREADABLE = "unreadable"
 """Placeholder hash of a file that cannot be read. Once the file is readable again, it counts as changed."""
 _CACHED_HASHES = 1024
@@ -58,8 +58,8 @@ class FileMark:
         """Create a mark from a file's stamp (size and modification time) and hash.
 
         Args:
-            stamp: stamp of the file from before it was read. If it is not settled, its modification time is not
-                recorded.
+            stamp: stamp determined before the file was read. If `stamp.settled` is False, the modification time is
+                not recorded, because a later write might leave it unchanged.
             sha256: hash of the file's content.
         """
         return FileMark(stamp.bytes, stamp.modified if stamp.settled else None, sha256)
@@ -78,8 +78,9 @@ class FileMark:
 class _Hashes:
     """Hashes of the files that this process has read, each with the file's stamp (size and modification time).
 
-    The stamp is determined before the file is read. `note` and `take` pass the hash from the code that reads a shard to
-    `marks_of_read`. `compute` hashes a file, with a cache that avoids hashing an unchanged file again.
+    The stamp is determined before the file is read. The code that reads a shard stores hashes with `note`, and
+    `marks_of_read` retrieves them with `take`. `compute` hashes a file, and uses a cache to avoid hashing an unchanged
+    file again.
     """
 
     def __init__(self) -> None:

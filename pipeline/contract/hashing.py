@@ -41,7 +41,7 @@ class HashingFile(io.RawIOBase):
         return self._bytes
 
     def record(self) -> FileRecord:
-        """Return the number and the SHA-256 of the bytes written so far."""
+        """Return the number of bytes written so far, and their SHA-256."""
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 

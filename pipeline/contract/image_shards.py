@@ -79,9 +79,10 @@ class ImageShard:
             yield Sample(self.tar_name, None, None, reason)
 
     def tables(self, store: Store) -> list[pa.Table | None]:
-        """Return a list whose only item is the shard's Parquet table.
+        """Return a list with one item: the shard's Parquet table.
 
-        The item is None if the shard has no table, or if the table has no `key` column.
+        The item is None if the shard has no table, or if the table has no `key` column. The result is a list because
+        a shard that is merged from several input shards has several tables.
         """
         return [read_shard_table(store, self)]
 
@@ -89,7 +90,8 @@ class ImageShard:
 def list_image_shards(store: Store) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
 
-    The folder was written by the `download` stage, or by another tool such as img2dataset, which writes no manifest.
+    The folder can be the output of the `download` stage, or of another tool, such as img2dataset, that writes no
+    manifest.
 
     Raises:
         InputError: the folder contains no image shards, or its manifest was written by another stage. Also raised if a
@@ -129,7 +131,7 @@ def _tar_names(store: Store) -> list[str]:
 
     Raises:
         InputError: a tar is compressed, its name is not a number, or another tar has the same number. Also raised if a
-            Parquet table such as `00012.parquet` lacks the tar that belongs to it, `00012.tar`.
+            Parquet table such as `00012.parquet` has no matching tar (`00012.tar`).
     """
     names = store.names()
     if compressed := next(filter(is_compressed_tar, names), None):

@@ -30,7 +30,7 @@ def join_rows(
             if the shard has no table.
         samples: position and key of every sample that was read, including failed ones, in any order.
         rows: position and key of each embedded sample, in output order.
-        title: name of the input shard (or of several that are read as one), for messages.
+        title: name of the input shard, or names of the input shards that are merged into one, for messages.
 
     Returns:
         Table with one row per item of `rows`, in the same order.
@@ -95,7 +95,8 @@ def match_keys(stored: Sequence[str | None], keys: Sequence[str], title: str) ->
         title: name of the shard, for messages.
 
     Raises:
-        InputError: samples in different folders match the same row, because the key in the table lacks the folder.
+        InputError: samples with different keys match the same row, for example because they are in different folders
+            and the key in the table lacks the folder.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(stored):

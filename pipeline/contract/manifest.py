@@ -63,7 +63,7 @@ class ShardRecord:
     """Hash of the settings that affect the content of the shard's files."""
     files: Mapping[str, FileRecord]
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of rows for each outcome, which is `success` or a reason for failure, such as `missing_image`."""
+    """Number of rows for each outcome. An outcome is `success` or a reason for failure, such as `missing_image`."""
     logs: Sequence[str] = ()
     """Names of the shard's log files. Their content is not checked, since they contain timings, which differ between
     identical runs."""
@@ -183,7 +183,8 @@ def read_records(store: Store, folder: str = RECORD_FOLDER) -> dict[str, ShardRe
 
     Args:
         store: output folder of a stage.
-        folder: name of the subfolder. By default, the one with the records that are not yet in the manifest.
+        folder: name of the subfolder. The default is `shards`, which contains the records until they are merged into
+            the manifest.
 
     Raises:
         InputError: a record is damaged.
@@ -209,8 +210,8 @@ def require_manifest(store: Store, stage: str) -> Manifest:
         stage: name of the stage, such as `download`.
 
     Raises:
-        InputError: the folder has no manifest, or another stage wrote it. The message names the `priorkit` commands of
-            the stages. Also raised if the manifest is damaged.
+        InputError: the folder has no manifest, another stage wrote it, or the manifest is damaged. If the manifest is
+            missing or from another stage, the message names the `priorkit` command for each stage involved.
     """
     return require_stage(store, read_manifest(store), stage)
 
@@ -234,10 +235,10 @@ def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manife
 
 
 def missing_files(record: ShardRecord, sizes: Mapping[str, int]) -> list[str]:
-    """Return the names of the files in a shard's record that are missing from the folder or have the wrong size.
+    """Return the names of a shard's files that are missing from the folder or have the wrong size.
 
     Args:
-        record: record of the shard, with the expected sizes.
+        record: record of the shard, with the names and expected sizes of its files.
         sizes: actual size in bytes of each file in the folder, by name, from `Store.sizes`. The same dict can be passed
             for every record.
     """

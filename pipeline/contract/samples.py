@@ -23,7 +23,7 @@ class Place(NamedTuple):
     otherwise 0."""
     position: int = 0
     """Index of the sample in the embedding shard's input, counted across all of its input shards. Samples that cannot
-    be read or embedded are counted."""
+    be read or embedded are also counted."""
 
 
 FIRST = Place()

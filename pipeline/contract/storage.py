@@ -1,7 +1,7 @@
-"""Access to the files in a local or remote folder through fsspec. Writes are atomic, and no path can leave the folder.
+"""Access to the files in a local or remote folder through fsspec.
 
-This module deals only with names, bytes and hashes. `manifest` defines the meaning of the files, and `lock` ensures
-that only one process writes to a folder.
+Writes are atomic, and paths that lead outside the folder are refused. This module deals only with names, bytes and
+hashes. `manifest` defines the meaning of the files, and `lock` ensures that only one process writes to a folder.
 """
 
 from __future__ import annotations

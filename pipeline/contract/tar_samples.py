@@ -81,11 +81,11 @@ def _groups(
     Args:
         tar: open tar.
         tar_bytes: size of the tar in bytes. A member that claims to be larger than the tar is treated as damage.
-        read: function called with the header of each file, while the tar is at that file. Its result, such as the
-            file's content, represents the file in the yielded dict.
+        read: function called with the header of each file. It is called before the next header is read, so it can
+            read the file's content from the tar.
 
     Yields:
-        The key of each sample, and a dict with the results of `read` by file extension.
+        For each sample, its key and a dict that maps the extension of each file to the result of `read` for that file.
 
     Raises:
         one of _TAR_ERRORS: the tar is damaged. The samples before the damage are yielded first.
@@ -133,7 +133,8 @@ def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarf
 def read_tar(store: Store, tar_name: str, *, hashed: bool) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream.
 
-    If the files of a sample are not consecutive, the part that comes later is yielded as a sample with an error.
+    If the files of a sample are not consecutive, the later files are yielded as a separate sample, which has the same
+    key and contains only an error.
 
     Args:
         hashed: True to compute the tar's hash while it is read, and to store it for `file_marks.marks_of_read`.

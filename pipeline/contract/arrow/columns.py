@@ -25,7 +25,8 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Type predicates from `pyarrow.types`. Python can represent every value of the types that they accept."""
+"""Predicates for the Arrow types whose values Python can always represent. `plain_column` checks the values of all
+other types."""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 
@@ -100,14 +101,14 @@ def _utf8(column: pa.Array) -> pa.Array:
 
 
 def carried(table: pa.Table, where: str) -> pa.Table:
-    """Prepare an input table, so that any of its rows can be selected with `take` and written to the output.
+    """Prepare an input table so that any of its rows can be selected with `take` and written to the output.
 
     Columns in Arrow's view layouts, which do not support row selection, are converted to plain types. In text columns,
     invalid UTF-8 is replaced with U+FFFD. All other columns are returned unchanged.
 
     Args:
         table: table read from an input file.
-        where: location of the table, which begins the error message.
+        where: path or URL of the table, used as the prefix of the error message.
 
     Raises:
         InputError: a column is damaged, or pyarrow cannot select rows of its type.
@@ -187,8 +188,8 @@ def group_names(values: pa.Array) -> list[str | None]:
         values: array of any type.
 
     Returns:
-        One string per row; rows with the same string belong to the same group. The item is None for null and NaN. Bytes
-        are decoded as UTF-8, or written as hexadecimal digits if they are not valid UTF-8.
+        One string per row, or None for null and NaN. Rows with the same string belong to the same group. Bytes are
+        decoded as UTF-8, or written as hexadecimal digits if they are not valid UTF-8.
     """
     plain = decoded(values)
     if pa.types.is_temporal(plain.type):  # Python's datetime types lack nanoseconds
@@ -204,7 +205,7 @@ def key_texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
 
     Args:
         column: column with one key per row.
-        where: phrase that names the column and begins the error message, such as `column 'key' of 00012.tar`.
+        where: description of the column, used as the prefix of the error message, such as `column 'key' of 00012.tar`.
 
     Raises:
         InputError: the column contains lists, structs, maps or unions, or it cannot be read.

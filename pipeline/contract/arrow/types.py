@@ -31,10 +31,10 @@ _LIST_VIEWS = _tests("is_list_view", "is_large_list_view")
 _LISTS = _tests("is_list", "is_list_view")
 _LARGE_LISTS = _tests("is_large_list", "is_large_list_view")
 _EXTENSIONS = {"arrow.bool8": pa.bool_(), "arrow.uuid": pa.string()}
-"""Plain types to which these two extension types are converted, keyed by extension name.
+"""Plain types to which the extension types bool8 and uuid are converted, keyed by extension name.
 
-All other extension types are converted to their storage types. For these two, that would change the values: bool8 is
-stored as int8, and UUIDs are stored as bytes.
+All other extension types are converted to their storage types. These two are exceptions, because they would lose their
+meaning: bool8 is stored as int8, and UUIDs are stored as bytes.
 """
 COLUMN_ERRORS = (pa.ArrowException, ValueError, KeyError, OverflowError)
 """Exceptions that pyarrow raises for damaged columns and for values that Python cannot represent, such as dates after
@@ -61,9 +61,10 @@ def is_list_view(kind: pa.DataType) -> bool:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the underlying values of an extension type or a dictionary- or run-end-encoded type.
+    """Return the storage type of an extension type, or the value type of a dictionary- or run-end-encoded type.
 
-    For example, the result for a dictionary-encoded string type is `string`. Other types are returned unchanged.
+    Nested combinations of these types are resolved. For example, the result for a dictionary-encoded string type is
+    `string`. Other types are returned unchanged.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return stored_type(kind.storage_type)
@@ -97,8 +98,8 @@ def can_be_text(kind: pa.DataType) -> bool:
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the plain type to which priorkit converts columns of type `kind`.
 
-    Plain types contain no views, dictionaries, run-end encoding or extension types. Plain text and bytes have 32-bit
-    offsets.
+    Plain types contain no views, dictionaries, run-end encoding or extension types. Their strings and binary values
+    have 32-bit offsets.
     """
     if isinstance(kind, pa.BaseExtensionType):
         return _EXTENSIONS.get(kind.extension_name) or plain_type(kind.storage_type)
@@ -140,10 +141,13 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Test whether rows of a column of a plain type can be selected and written to Parquet and JSON files.
+    """Return the reason why rows of a column cannot be selected and written to Parquet and JSON files.
+
+    Args:
+        kind: plain type of the column.
 
     Returns:
-        Message of the error that the first unsupported operation raises; None if all operations are supported.
+        Error message of the first operation that fails for this type; None if all of them succeed.
     """
     try:
         column = pa.nulls(1, kind).take(pa.array([0]))

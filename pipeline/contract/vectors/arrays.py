@@ -44,10 +44,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """Information about a file of an embedding shard.
-
-    It comes from the header of a `.npy` file, or from the footer of a Parquet metadata file.
-    """
+    """Header of a `.npy` file in an embedding shard, or footer of its Parquet metadata file."""
 
     rows: int
     embed_dim: int
@@ -72,8 +69,8 @@ def read_header(store: Store, name: str, size: int | None = None) -> FileHeader:
         size: file size in bytes; None to look it up.
 
     Raises:
-        InputError: the header or footer is invalid, the array does not have the shape `[N, D]` and an accepted dtype,
-            or the `.npy` file does not have the size that its header implies.
+        InputError: the header or footer is invalid, the array is not two-dimensional (one embedding per row) or is in
+            Fortran order, its dtype is not accepted, or the `.npy` file does not have the size that its header implies.
     """
     if size is None:
         size = store.size(name) or 0
@@ -125,8 +122,8 @@ def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: 
     Args:
         layout: layout of the file, from `read_layout`.
         first: index of the first row to read.
-        target: contiguous array with the layout's dtype that receives the rows. Its length is the number of rows to
-            read.
+        target: contiguous array into which the rows are read. It must have the dtype of the layout. Its length is the
+            number of rows to read.
 
     Raises:
         InputError: the file is truncated.

@@ -29,7 +29,9 @@ Files = Mapping[str, str]
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:
-    """Return the name of the first valid file of each kind, with which `shard_faults` compares the other files.
+    """Return the name of the first valid file of each kind in a folder.
+
+    `shard_faults` compares the other files with these files.
 
     Args:
         shards: file names of each shard, by kind, in order of the shards.
@@ -50,15 +52,16 @@ def shard_faults(url: str, files: Files, headers: Mapping[str, FileHeader], firs
     """Find the faults that make a shard unusable.
 
     The files of a shard must have the same number of rows. All arrays in the folder must have the same embedding
-    dimension. Either all metadata files have a certain key or caption column, or none has it. Key, caption and group
-    columns must not occur twice in a file, and key columns must be convertible to text.
+    dimension. Each key or caption column must be in either all metadata files or none. Key, caption and group columns
+    must not occur twice in a file, and key columns must be convertible to text.
 
     Args:
         url: location of the folder, for messages.
         files: names of the shard's files, by kind, with image embeddings first. Files whose headers could not be read
             are left out.
         headers: header of each file in the folder, by file name.
-        first: file of each kind with which to compare the shard's files, from `first_files`.
+        first: name of the folder's first valid file of each kind, from `first_files`. The shard's files are compared
+            with these files.
 
     Yields:
         For each fault, the kind of the faulty file and an error message.

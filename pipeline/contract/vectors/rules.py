@@ -1,6 +1,7 @@
 """Rules, shared by all readers, for the array dtypes and row norms of valid embeddings.
 
-The `inspect` command reports invalid embeddings. Opening a folder, training, evaluation and sampling raise an error.
+The `inspect` command reports invalid embeddings. They cause an error when a folder is opened, and in training,
+evaluation and sampling.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ WORDS = {"img_emb": "image", "text_emb": "text"}
 EMBED_DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64"))
 """Dtypes accepted for stored embeddings. `is_embed_dtype` ignores the byte order; `arrays.read_layout` checks it."""
 UNIT_TOLERANCE = 2e-3
-"""Largest deviation of a row's norm from 1 at which the row is used as stored. Rounding to float16 causes a deviation
-of at most 5e-4."""
+"""Tolerance for unit norms. A row whose norm deviates from 1 by at most this much is used as stored. Rounding to
+float16 causes a deviation of at most 5e-4."""
 ROUNDED_TOLERANCE = 1e-2
-"""Largest deviation of a row's norm from 1 at which the row is accepted. Rows that deviate more are refused. Accepted
-rows that deviate by more than `UNIT_TOLERANCE` are normalised when read. Rounding to bfloat16 causes a deviation of
-4e-3."""
+"""Tolerance for rounded norms. A row whose norm deviates from 1 by more than this is refused. A row that deviates by
+more than `UNIT_TOLERANCE`, but at most by this much, is normalised when read. Rounding to bfloat16 causes a deviation
+of at most 4e-3."""
 ROUNDED = f"norms within {ROUNDED_TOLERANCE} of 1, as bfloat16 rounds them, and are normalised on reading"
-"""End of a message that begins with `N embeddings that were read have`, about the rows normalised when read."""
+"""End of a message about embeddings that are normalised when read, after words such as `12 image embeddings have`."""
 
 
 def is_embed_dtype(dtype: np.dtype[Any]) -> bool:
@@ -47,10 +48,10 @@ def row_norms(embeds: np.ndarray) -> np.ndarray:
     """Return the L2 norm of each row.
 
     Args:
-        embeds: `[n, D]` float32.
+        embeds: float32 array `[n, D]`: n embeddings of dimension D, one per row.
 
     Returns:
-        `[n]` float32 norms. A norm is infinite if the sum of the squares overflows.
+        Float32 array `[n]`: the norm of each embedding. A norm is infinite if the sum of the squares overflows.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(np.sqrt(np.einsum("nd,nd->n", embeds, embeds)))
@@ -67,11 +68,13 @@ class NormVerdict:
 
 
 def judge_norms(norms: np.ndarray) -> NormVerdict:
-    """Decide from the L2 norms of embeddings whether each is used as stored, normalised when read, or refused.
+    """Decide from the L2 norm of each embedding whether it is used as stored, normalised when read, or refused.
+
+    An embedding is used as stored if its norm deviates from 1 by at most `UNIT_TOLERANCE`. If the deviation is larger,
+    but at most `ROUNDED_TOLERANCE`, it is normalised when read. Otherwise, it is refused.
 
     Args:
-        norms: `[n]` norms. An embedding is used as stored if its norm deviates from 1 by at most `UNIT_TOLERANCE`. Up
-            to `ROUNDED_TOLERANCE`, it is normalised when read. Otherwise, it is refused.
+        norms: array `[n]`: the norms of n embeddings.
     """
     with np.errstate(invalid="ignore"):
         distance = np.abs(norms - np.float32(1))
@@ -83,9 +86,9 @@ def normalise_rows(embeds: np.ndarray, norms: np.ndarray, chosen: np.ndarray) ->
     """Divide the selected rows by their norms, in place. The division is done in float32.
 
     Args:
-        embeds: `[n, D]` rows.
-        norms: `[n]` norms of the rows.
-        chosen: `[n]` mask of the rows to normalise; the other rows are not changed.
+        embeds: array `[n, D]`: n embeddings of dimension D, one per row.
+        norms: array `[n]`: the L2 norm of each row.
+        chosen: boolean array `[n]`: True for the rows to normalise. The other rows are not changed.
     """
     rows = embeds[chosen].astype(np.float32) / norms[chosen][:, None]
     embeds[chosen] = rows.astype(embeds.dtype)
@@ -97,7 +100,7 @@ def row_fault(embed: np.ndarray, norm: float) -> str:
     Examples are `holds NaN`, `is all zeros` and `has norm 1.3, not 1`.
 
     Args:
-        embed: `[D]` embedding.
+        embed: one embedding, as an array `[D]` (D is the embedding dimension).
         norm: L2 norm of the embedding.
     """
     if np.isnan(embed).any():

@@ -43,7 +43,7 @@ class RowSpool:
         shutil.copyfileobj(cast(BinaryIO, self._file), target, _COPY_BYTES)
 
     def mapped(self) -> np.ndarray:
-        """Return all rows as a read-only memory-mapped array `[N, *row_shape]`.
+        """Return all rows as a read-only memory-mapped array of shape `(rows, *row_shape)`.
 
         The array remains valid after `close`. If there are no rows, it is an ordinary empty array.
         """
