@@ -32,8 +32,10 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples. It does not cover the contents of the files in `sources`, which are identified by
-        their file marks (recorded size, modification time and hash)."""
+        """Fingerprint of the samples, excluding the contents of the files in `sources`.
+
+        Those contents are identified by file marks (recorded size, modification time and hash).
+        """
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """Return the source files whose changes are detected by file marks (recorded size, modification time and hash).

@@ -43,7 +43,7 @@ _STREAM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Source:
-    """Parquet file that contains captions: its location and its footer, cached so that it is read only once."""
+    """Location and cached footer of a Parquet file that contains captions."""
 
     store: Store
     name: str

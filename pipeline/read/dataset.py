@@ -206,8 +206,7 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """One hash per row, computed from an identifier of the row's image and from the row's text embedding: `[count]`
-        uint64.
+        """Hash of each row's image identifier and text embedding: `[count]` uint64.
 
         If a shard has no text embeddings, its hashes are computed from the image identifiers alone. A row's hash stays
         the same if its row number changes. The hashes are cached in the folder.

@@ -65,7 +65,7 @@ class EmbeddingShard:
         """Kinds of arrays, such as `img_emb`, whose layout was passed to the constructor.
 
         In a folder without a manifest, the dtype of such an array may differ between shards. `read_into` therefore
-        converts it to the dtype of `target`.
+        converts such arrays to the dtype of its argument `target`.
         """
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -262,13 +262,12 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield the values of the metadata columns that can identify images (`sha256`, `md5` and `url`), block by
-        block.
+        """Yield the values of the metadata columns that can identify images (`sha256`, `md5` and `url`).
 
         Yields:
-            One list for each block of rows. It contains one inner list for each of the three columns that exists, with
-            the values of that column in the block. It is empty if none of the columns exists, or if the shard has no
-            metadata.
+            One list for each block of rows. It contains one inner list for each of these columns that exists, with the
+            values of that column in the block. The outer list is empty if none of the columns exists, or if the shard
+            has no metadata.
         """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))

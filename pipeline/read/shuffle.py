@@ -66,8 +66,9 @@ class Share:
 
 
 class EpochPlan:
-    """Row order of one epoch, built in O(blocks) time. Any batch of the epoch can be computed without computing the
-    others.
+    """Row order of one epoch, built in O(blocks) time.
+
+    Any batch of the epoch can be computed without computing the others.
 
     Args:
         visits: `[blocks]` number of rows that the epoch reads from each block.

@@ -132,9 +132,9 @@ class Visits:
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return a mask of the rows that an epoch reads if it reads one random row of each image.
+    """Return a mask of the rows that are chosen if an epoch reads one random row of each image.
 
-    The rows with the same image form a group, of which every epoch reads one randomly chosen row.
+    The rows with the same image form a group. In each epoch, one row of every group is chosen at random.
 
     Args:
         shared: `[n, 4]` rows of the table that `find_shared_groups` creates. Some rows of a group may be left out.
@@ -142,7 +142,7 @@ def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         epoch: epoch number.
 
     Returns:
-        `[n]` bool: True for each row that the epoch reads.
+        `[n]` bool: True for each row that is chosen.
     """
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
