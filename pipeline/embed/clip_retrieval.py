@@ -127,11 +127,11 @@ class ClipRetrievalEngine:
             )  # fmt: skip
 
     def _window(self, batch: dict[str, Any], rows: dict[str, int], pending: dict[str, _Pending]) -> Window:
-        """Embed a batch, and return a window with the embeddings of the samples in `rows`.
+        """Embed a batch, and return the embedded samples named in `rows` as a window (a group of embedded rows).
 
         Args:
             batch: batch that clip-retrieval's reader returned.
-            rows: position in the batch of each sample to return, keyed by sample key.
+            rows: batch positions of the samples to return, keyed by sample key.
             pending: samples that have not been embedded yet, keyed by sample key. The samples in `rows` are removed
                 from this mapping.
         """
@@ -197,12 +197,12 @@ def check_settings(settings: EmbedSettings) -> None:
 def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
     """Find pending samples in a batch, and return their positions, keyed by sample key.
 
-    Pending samples that are not in the batch are left out. If several rows of the batch have the same key, the first
-    row is used.
+    Pending samples that are not in the batch are left out. If several samples in the batch have the same key, the
+    position of the first one is returned.
 
     Args:
         batch: batch that clip-retrieval's reader returned.
-        pending: mapping whose keys are the keys of the samples that have not been embedded yet.
+        pending: samples that have not been embedded yet, keyed by sample key. Only the keys are used.
     """
     rows: dict[str, int] = {}
     for row, name in enumerate(batch["image_filename"]):

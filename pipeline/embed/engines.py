@@ -58,7 +58,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Window:
-    """Group of embedded rows from the same shard that an engine yields at once."""
+    """Group of embedded rows from the same shard that an engine yields at once.
+
+    Shape symbols: N rows, D embedding size.
+    """
 
     keys: list[str]
     places: list[Place]

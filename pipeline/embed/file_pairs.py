@@ -18,7 +18,7 @@ from ..errors import InputError
 
 _CAPTION_EXTENSION = "txt"
 _READ_TOGETHER = 32
-"""Number of pairs whose files are fetched concurrently, because each remote file takes a network round trip."""
+"""Number of pairs whose files are fetched concurrently, to hide the latency of remote storage."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class _Pair:
     caption: str | None
     """Path of the caption on the file system; None if there is no caption."""
     extensions: tuple[str, ...]
-    """Extensions of all files whose path without the extension is `key`, including files that are neither images nor
-    captions."""
+    """Extensions of all files that have the same path as the pair, apart from the extension. Files that are neither
+    images nor captions are included."""
     stamps: tuple[Stamp, ...]
     """Stamps (size and modification time) of the files in `paths`, taken when the folder was listed."""
 
@@ -47,8 +47,8 @@ class _Pair:
 class FileShard:
     """Input shard of image and caption files from a folder; implements `InputShard`.
 
-    Its samples are consecutive pairs of an image file and a caption file, sorted by path. One file of a pair may be
-    missing.
+    Each sample is a pair of an image file and a caption file; one of the two may be missing. The folder's pairs are
+    sorted by path, and the shard contains a consecutive range of them.
     """
 
     name: str
@@ -105,8 +105,8 @@ def list_file_shards(store: Store, rows: int, *, image: bool) -> list[FileShard]
         image: True to require at least one image file, False to require at least one caption file.
 
     Raises:
-        InputError: the folder lacks the required image or caption, or the paths of two images or of two captions differ
-            only in the extension.
+        InputError: the folder does not contain the required image or caption, or it contains two images (or two
+            captions) whose paths differ only in the extension.
     """
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}

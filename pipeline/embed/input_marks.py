@@ -1,8 +1,8 @@
 """Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
 
-If `download` wrote the input folder, its manifest contains the hashes of the image shards. For any other input, the
-embeddings folder contains a file mark (size, modification time and hash) of each source file. The marks for one
-embedding shard are in the file `inputs/inputs_NUMBER.json`.
+If `download` wrote the input folder, the folder's manifest contains the hashes of the image shards. For any other
+input, the embeddings folder contains a file mark (size, modification time and hash) of each source file. The marks for
+one embedding shard are in the file `inputs/inputs_NUMBER.json`.
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ class RecordedInputs:
     """Current file marks of the source files from which finished embedding shards were made.
 
     A file mark is the size, modification time and hash of a file. A file is hashed again only if its size or
-    modification time differs from the recorded mark. No exception is raised for a missing or unreadable file.
+    modification time differs from the recorded mark. A file that is missing or unreadable counts as changed; it does
+    not cause an error.
 
     Args:
         source: folder of the source files.
         folder: embeddings folder, which contains the recorded marks.
         shards: input shards.
         done: records of the finished embedding shards, keyed by shard name.
-        tell: callback for progress texts during hashing; None for no texts.
+        tell: callback that receives progress messages while files are hashed; None for no messages.
 
     Raises:
         FolderError: the folder was made by an older version of priorkit, which recorded no marks.
@@ -123,14 +124,15 @@ class RecordedInputs:
         return input_fingerprint(shard, self._marks.get(embedding_shard_name(int(shard.name)), {}), limit)
 
     def record_again(self, folder: Store, names: Iterable[str]) -> None:
-        """Save the current file marks of the given shards' source files, if they differ from the recorded marks.
+        """Update the recorded file marks of shards whose source files have new marks but unchanged contents.
 
-        A file mark is the size, modification time and hash of a file. Because of the new marks, the next run does not
-        need to hash these files again.
+        A file mark is the size, modification time and hash of a file. A file that was copied or touched has a new
+        modification time. Once its new mark is recorded, later runs do not hash the file again.
 
         Args:
-            folder: embeddings folder, in which the marks are saved.
-            names: names of embedding shards whose input content is unchanged. Modification times may have changed.
+            folder: embeddings folder, in which the marks are recorded.
+            names: names of embedding shards whose source files have unchanged contents. Shards without new marks are
+                ignored.
         """
         for name in set(names) & self.touched.keys():
             folder.write_json(_marks_name(name), to_json(self.touched[name]))

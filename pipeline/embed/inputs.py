@@ -32,8 +32,10 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples. It does not cover the contents of the files in `sources`, which are identified by
-        their file marks (recorded size, modification time and hash)."""
+        """Fingerprint of the samples, excluding the contents of the files in `sources`.
+
+        Those contents are identified by file marks (recorded size, modification time and hash).
+        """
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
         """Return the source files whose changes are detected by file marks (recorded size, modification time and hash).
@@ -154,12 +156,12 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
     A Parquet file is `parquet`, and a folder with a manifest is `webdataset`. For any other folder, the file names
     decide: `webdataset` if there are tar files, otherwise `parquet` if there are Parquet tables, otherwise `files`.
-    Tables do not count if they only contain the metadata of tar files, or of image folders with the same names as the
-    tables.
+    Tables next to tar files are ignored, because they contain the metadata of the tar files. Tables are also ignored if
+    each of them has the same name as a subfolder with images, because they then contain the metadata of the subfolders.
 
     Raises:
         InputError: the folder is empty, the input is a single file that is not a Parquet table, or the folder contains
-            image files as well as tar files or tables that count.
+            image files together with tar files or with tables that are not ignored.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"
@@ -186,7 +188,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
 def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
     """Check that all image shards have a metadata table (`NAME.parquet` next to `NAME.tar`), or that none has one.
 
-    Shards can be joined only if this is the case.
+    Otherwise, the shards cannot be joined.
 
     Raises:
         InputError: some shards have a table and others do not.

@@ -118,13 +118,15 @@ def embed(
 
 
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Check that the outcome counts of a result, such as `success`, add up to the number of input samples.
+    """Check that the outcome counts of a result, such as `success`, account for every input sample.
+
+    The check is skipped if an input shard is damaged, because its samples are not all counted.
 
     Returns:
         The result, with the number of input samples added to its statistics as `input_samples`.
 
     Raises:
-        InputError: the result counts fewer samples than the input has, although no input shard is damaged.
+        InputError: the counts add up to less than the number of input samples, and no input shard is damaged.
     """
     samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
     outcomes = sum(result.counts.values())
@@ -137,9 +139,9 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
 
 
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
-    """Return text with the key and error of one failed sample: the first with the most frequent kind of failure.
+    """Return the key and the error of the first sample that failed for the most frequent reason, as text.
 
-    The text becomes part of the error message if no sample could be embedded. Return an empty string if there are no
+    The text is part of the error message that is shown if no sample could be embedded. It is empty if there are no
     samples.
     """
     most = max(counts, key=lambda outcome: counts[outcome], default="")
@@ -222,9 +224,9 @@ def plan_tasks(
 ) -> tuple[list[EmbedTask], RecordedInputs]:
     """Return one task for each input shard, and the file marks (size, modification time and hash) of the source files.
 
-    If there is a limit, shards beyond it get no task, and the last task may include only the first samples of its
-    shard. Samples that are already embedded are included even if they exceed the limit, up to the first shard beyond
-    the limit that is not embedded.
+    If there is a limit, a task may include only the first samples of its shard. Samples beyond the limit are included
+    only if they have already been embedded. The list of tasks ends before the first shard beyond the limit that has not
+    been embedded.
 
     Args:
         images: folder or file to embed.
@@ -232,7 +234,7 @@ def plan_tasks(
         limit: number of samples to embed, starting with the first; None for all.
         earlier: manifest of the embeddings folder; None for a new folder.
         folder: embeddings folder.
-        tell: callback for progress texts during hashing.
+        tell: callback that receives progress messages while files are hashed; None for no messages.
 
     Raises:
         FolderError: the embeddings folder contains a shard that the input does not have.
@@ -267,7 +269,7 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
     Args:
         record: record of the finished embedding shard; None if there is none.
         shard: input shard.
-        inputs: current file marks of the source files.
+        inputs: current file marks (size, modification time and hash) of the source files.
     """
     if record is None:
         return None

@@ -42,8 +42,10 @@ def failures_name(shard: str) -> str:
 
 @dataclass
 class _Embedded:
-    """Rows and failures collected while a shard is embedded. The embeddings themselves are appended to temporary files
-    (`RowSpool`)."""
+    """Rows and failures collected while a shard is embedded.
+
+    The embeddings themselves are appended to temporary files (`RowSpool`).
+    """
 
     keys: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)

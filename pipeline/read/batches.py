@@ -1,7 +1,7 @@
 """Shuffled batches of a split (training, validation or test), prefetched in threads.
 
-A global batch consists of the rows that all ranks together process in one step. Its rows are the same for any number of
-ranks, and for any step at which reading starts.
+A global batch consists of the rows that all ranks together process in one step. Its rows depend neither on the number
+of ranks nor on the step at which reading starts.
 """
 
 from __future__ import annotations
@@ -89,7 +89,11 @@ class BatchStream:
         return ahead.samples(first_step, None)
 
     def _make_batches(self, first_step: int) -> Iterator[TrainBatch]:
-        """Yield validated batches from global step `first_step` onwards, while the next window is read in threads."""
+        """Yield validated batches from global step `first_step` onwards.
+
+        Batches are filled from one shuffle window (a group of rows that are shuffled together), while threads read the
+        next window.
+        """
         reader = self._reader
         free = [Buffers(self._dataset, reader.columns) for _ in range(_WINDOWS)]
         upcoming = self._windows(first_step)

@@ -64,7 +64,7 @@ def _load(store: Store, name: str) -> np.ndarray:
     """Memory-map a cached array. A remote array is first copied to an unnamed temporary file.
 
     Raises:
-        InputError: a remote file ends before its last row.
+        InputError: a remote file is truncated.
     """
     with store.open(name) as file:
         shape, _, dtype = read_array_start(store, name, file)

@@ -43,7 +43,7 @@ _STREAM_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Source:
-    """Location of a Parquet file that contains captions, and its footer, which is kept so that it is read only once."""
+    """Location and cached footer of a Parquet file that contains captions."""
 
     store: Store
     name: str
@@ -131,7 +131,7 @@ class CaptionReader:
         return _open(self._copies, name)
 
     def _use_temporary_folder(self) -> None:
-        """Make this reader write its later copies of captions to a temporary folder.
+        """Write all further copies of captions to a temporary folder instead of the embeddings folder.
 
         The folder is deleted when the reader is garbage-collected.
         """

@@ -111,9 +111,10 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def content_fingerprint(self) -> str:
-        """Fingerprint of all data, computed from the file hashes in the manifest or, without one, in `file_marks`.
+        """Fingerprint of all data, computed from the hashes of the files.
 
-        Empty if the folder has no manifest and `hash_files` is False.
+        The hashes are those in the manifest or, if there is no manifest, those in `file_marks`. Empty if the folder has
+        no manifest and `hash_files` is False.
         """
         if self._folder.foreign_files and self._hash_files:
             return content_fingerprint(self.file_marks)
@@ -150,7 +151,7 @@ class EmbeddingDataset:
 
     @property
     def clip_if_known(self) -> dict[str, Any]:
-        """Same as `clip`, but an empty dictionary instead of an error if the folder has no manifest."""
+        """Properties that identify the CLIP model, as in `clip`; an empty dictionary if the folder has no manifest."""
         return dict(self._folder.about.get("clip", {}))
 
     @property
@@ -205,8 +206,7 @@ class EmbeddingDataset:
 
     @functools.cached_property
     def row_ids(self) -> np.ndarray:
-        """One hash per row, computed from an identifier of the row's image and from the row's text embedding: `[count]`
-        uint64.
+        """Hash of each row's image identifier and text embedding: `[count]` uint64.
 
         If a shard has no text embeddings, its hashes are computed from the image identifiers alone. A row's hash stays
         the same if its row number changes. The hashes are cached in the folder.
@@ -218,8 +218,8 @@ class EmbeddingDataset:
     def group_ids(self) -> np.ndarray:
         """One hash per row, which identifies the row's image: `[count]` uint64. Cached in the folder.
 
-        Rows with the same image (for example, with different captions of it) form a content group. Their hashes are
-        equal.
+        Rows with the same image (for example, one row for each of its captions) form a content group. All rows of a
+        group have the same hash.
         """
         make = functools.partial(identify_groups, self.shards)
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
@@ -303,7 +303,7 @@ class EmbeddingDataset:
             rows: `[B]` row numbers.
 
         Returns:
-            `[B, D]` float32 embeddings of norm 1.
+            `[B, D]` float32 embeddings of norm 1, where D is the embedding size.
 
         Raises:
             InputError: an embedding is not a unit vector; see `contract.vectors.rules`.

@@ -23,7 +23,8 @@ def open_foreign(store: Store) -> FolderShards | None:
 
     Raises:
         InputError: a file is missing or damaged, the files of a shard differ in their number of rows, the embeddings in
-            the folder differ in size, or a metadata column is unusable or missing in only some shards.
+            the folder differ in size, a key or caption column exists in only some of the metadata files, or a metadata
+            column is unusable.
     """
     pairs = pair_files(store.names(), store.url)
     if not pairs:

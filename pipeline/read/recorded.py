@@ -64,12 +64,12 @@ def _recorded_width(store: Store, clip: Any, name: str) -> int:
 
 
 def _refuse_unfinished(store: Store, manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Check that `embed` has finished writing the folder. Temporary files that a killed writer left are ignored.
+    """Check that `embed` has finished writing the folder. Temporary files left by a killed process are ignored.
 
     Args:
         store: embeddings folder.
         manifest: manifest of the folder.
-        sizes: size in bytes of each file in the folder's subfolders, keyed by path.
+        sizes: sizes in bytes of the files in the data folders, keyed by path. Files in other folders are ignored.
 
     Raises:
         InputError: the manifest does not list all shards of the input, or a data folder contains a file that the

@@ -43,9 +43,9 @@ class EmbeddingShard:
         rows: number of rows in the shard.
         counted_by: file or record that states the number of rows, for error messages.
         files: path of each file relative to the embeddings folder, keyed by kind, such as `img_emb` or `metadata`.
-        layouts: row count, row shape, dtype and byte offset of each array whose header has already been read, keyed by
-            kind. The headers of other arrays are read when needed.
-        embed_dim: expected embedding size, checked when a header is read; None if the layouts are given.
+        layouts: layouts (row count, row shape, dtype and byte offset) of the arrays whose headers have already been
+            read, keyed by kind. The header of any other array is read on first use.
+        embed_dim: expected embedding size, checked in each header that is read later; None to skip the check.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class EmbeddingShard:
         self._convertible = frozenset(self._layouts)
         """Kinds of arrays, such as `img_emb`, whose layout was passed to the constructor.
 
-        The dtype of such an array can differ between shards, so the array is converted to the requested dtype when it
-        is read.
+        In a folder without a manifest, the dtype of such an array may differ between shards. `read_into` therefore
+        converts such arrays to the dtype of its argument `target`.
         """
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -140,7 +140,8 @@ class EmbeddingShard:
     def read_into(self, kind: str, first: int, target: np.ndarray) -> None:
         """Read consecutive rows of a stored array into `target`, until `target` is full.
 
-        The rows are converted to the dtype of `target` only if the array's layout was passed to the constructor.
+        If the array's layout was passed to the constructor, the rows are converted to the dtype of `target`. Otherwise,
+        the dtypes must be equal.
 
         Args:
             kind: kind of the stored array, such as `img_emb`.
@@ -148,8 +149,8 @@ class EmbeddingShard:
             target: contiguous array that receives the rows. Its length is the number of rows to read.
 
         Raises:
-            InputError: the rows of the stored array and of `target` differ in shape, they differ in dtype and are not
-                converted, or the file is truncated.
+            InputError: the shape of the stored rows differs from that of the rows of `target`, their dtypes differ
+                although they must be equal, or the file is truncated.
         """
         layout = self.layout(kind)
         fits = target.shape[1:] == layout.row_shape
@@ -192,11 +193,10 @@ class EmbeddingShard:
     def fill_token_states(self, states: np.ndarray, positions: np.ndarray, rows: np.ndarray) -> None:
         """Copy the token states (the text encoder's output for each token) of the given rows into `states`.
 
-        If a row has more than T token states, only the first T are copied. If it has fewer, the remaining places in
-        `states` are unchanged.
-
         Args:
-            states: `[B, T, W]` array to write to, initially zero.
+            states: `[B, T, W]` array to write to, initially zero: B rows with room for T token states of width W. If a
+                row has more than T token states, only the first T are copied. If it has fewer, the rest of its entry
+                is unchanged.
             positions: `[n]` indices of the target rows in `states`.
             rows: `[n]` indices of the source rows in this shard.
         """
@@ -262,13 +262,12 @@ class EmbeddingShard:
             first += count
 
     def _group_columns(self) -> Iterator[list[list[str | None]]]:
-        """Yield the values of the metadata columns that can identify images (`sha256`, `md5` and `url`), block by
-        block.
+        """Yield the values of the metadata columns that can identify images (`sha256`, `md5` and `url`).
 
         Yields:
-            One list for each block of rows. It contains the block's values of `sha256`, of `md5` and of `url`, as one
-            list each. A column that the metadata lacks is left out. The list is empty if there is no such column, or no
-            metadata.
+            One list for each block of rows. It contains one inner list for each of these columns that exists, with the
+            values of that column in the block. The outer list is empty if none of the columns exists, or if the shard
+            has no metadata.
         """
         if "metadata" not in self.files:
             yield from ([] for _ in range(0, self.rows, READ_BLOCK_ROWS))
@@ -326,7 +325,7 @@ class FolderShards:
     about: dict[str, Any] = field(default_factory=dict)
     """Facts that the manifest records about the embeddings, such as the CLIP model; empty without a manifest."""
     recorded_fingerprint: str = ""
-    """Fingerprint of the file hashes in the manifest; empty without a manifest."""
+    """Fingerprint computed from the file hashes in the manifest; empty without a manifest."""
     foreign_files: tuple[str, ...] = ()
     """Paths of all shard files if the folder has no manifest; otherwise empty."""
     notes: list[str] = field(default_factory=list)

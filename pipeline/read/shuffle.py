@@ -6,8 +6,7 @@ Blocks of consecutive rows are arranged in random order. Several successive bloc
 window are shuffled together. Rows can therefore be read in blocks, and only one window has to be in memory.
 
 An epoch may read only some rows of a block. A row's *place* is its position in the epoch after the blocks are arranged,
-but before the rows are shuffled. Only rows that the epoch reads are counted: all those in the preceding blocks, and
-those before the row in its own block.
+but before the rows are shuffled. Rows that the epoch does not read have no place and are not counted.
 
 All randomness comes from a hash (SplitMix64 with a key), so the order does not depend on library versions.
 """
@@ -67,8 +66,9 @@ class Share:
 
 
 class EpochPlan:
-    """Row order of one epoch, built in O(blocks) time. Any batch of the epoch can be computed without computing the
-    others.
+    """Row order of one epoch, built in O(blocks) time.
+
+    Any batch of the epoch can be computed without computing the others.
 
     Args:
         visits: `[blocks]` number of rows that the epoch reads from each block.
@@ -76,24 +76,25 @@ class EpochPlan:
         seed: seed of the order.
         epoch: epoch number.
         window_rows: approximate number of rows per shuffle window (a group of whole blocks whose rows are shuffled
-            together). All rows stored in the blocks are counted, not only those that the epoch reads. A window ends
-            with the block in which the running total reaches the next multiple of this number.
+            together). A window ends with the block at which the total number of rows since the start of the epoch
+            reaches or exceeds the next multiple of `window_rows`. In each block from which the epoch reads, all stored
+            rows are counted, even those that the epoch does not read.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
         self.seed, self.epoch = seed, epoch
         order = permutation(len(visits), hash_key("blocks", seed, epoch))
         self.blocks = order[visits[order] > 0]
-        """`[n]`: numbers of the blocks from which the epoch reads at least one row, in epoch order."""
+        """`[n]`: numbers of the n blocks from which the epoch reads at least one row, in epoch order."""
         self.starts = np.concatenate([[0], np.cumsum(visits[self.blocks])])
         """`[n + 1]`: position in the epoch of each block's first row, followed by the total number of rows."""
         stored = sizes[self.blocks]
         window_of_block = (np.cumsum(stored) - stored) // window_rows
         first_blocks = np.flatnonzero(np.diff(window_of_block, prepend=-1))
         self.windows = np.append(first_blocks, len(self.blocks))
-        """`[m + 1]`: index in `blocks` of each window's first block, followed by the number of blocks."""
+        """`[windows + 1]`: index in `self.blocks` of each window's first block, followed by the number of blocks."""
         self.window_starts = self.starts[self.windows]
-        """`[m + 1]`: position in the epoch of each window's first row, followed by the total number of rows."""
+        """`[windows + 1]`: position in the epoch of each window's first row, followed by the total number of rows."""
         self.rows = int(self.starts[-1])
         """Number of rows read in the epoch."""
         self._window_order = functools.lru_cache(maxsize=4)(self._shuffle_window)
@@ -111,10 +112,9 @@ class EpochPlan:
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
         """Return the rows of a global batch that one rank reads.
 
-        The rows of the batch are sorted by their position in the epoch before shuffling. Each rank then gets one slice
-        of the sorted rows, so that it needs only some of the window's blocks. If the batch spans several windows, the
-        rows are instead sorted by their relative position in their own window before shuffling, from 0 at its start to
-        1 at its end.
+        Before shuffling, each row has a position within its window. The rows of the batch are sorted by this position,
+        divided by the number of rows in the window. Each rank then gets one slice of the sorted rows, so that it needs
+        only some of the blocks. If the batch spans several windows, the rows of all of them are sorted together.
 
         Args:
             step: batch number within the epoch.

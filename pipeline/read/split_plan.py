@@ -26,7 +26,7 @@ _SPLIT_SALT = b"priorkit split\0"
 A different prefix would assign rows to different splits.
 """
 _DOUBLE_VALUES = 1 << 53
-"""Number of evenly spaced values in [0, 1) that fit in a float64, which has 53 significant bits."""
+"""Number of evenly spaced values in [0, 1) that a float64, with its 53 significant bits, can represent exactly."""
 
 
 def plan_splits(shards: Iterable[EmbeddingShard], settings: ReadSettings) -> Iterator[np.ndarray]:
@@ -87,9 +87,10 @@ def identify_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
 
 
 def group_digests(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Yield a SHA-256 hash of each row's image identifier, preceded by the fixed prefix `_SPLIT_SALT`, block by block.
+    """Yield the SHA-256 hash of each row's image identifier, block by block.
 
-    Rows with the same image have the same identifier; see `EmbeddingShard.content_groups`.
+    The hashed bytes are the fixed prefix `_SPLIT_SALT`, followed by the identifier. Rows with the same image have
+    the same identifier; see `EmbeddingShard.content_groups`.
 
     Yields:
         `[n, 4]` uint64 array for the next `n` rows: the 256 bits of each hash as four numbers.

@@ -48,11 +48,12 @@ class StateRanges:
             self._starts = (offsets - offsets[0]) * self._layout.row_bytes
 
     def fill(self, row: int, target: np.ndarray) -> None:
-        """Copy the token states of a row into `target`. If the row has more than T states, copy the first T.
+        """Copy the token states of a row into `target`.
 
         Args:
             row: index of the row, counted from `first`.
-            target: contiguous `[T, W]` array. If the row has fewer than T states, the rest of the array is unchanged.
+            target: contiguous `[T, W]` array with room for T token states of width W. If the row has more than T
+                states, only the first T are copied. If it has fewer, the rest of the array is unchanged.
 
         Raises:
             InputError: the file ends within the row.

@@ -132,17 +132,17 @@ class Visits:
 
 
 def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return a mask of the rows that are read in an epoch when it reads only one row of each image.
+    """Return a mask of the rows that are chosen if an epoch reads one random row of each image.
 
-    The rows with the same image form a group. In each group, one row is chosen at random in every epoch.
+    The rows with the same image form a group. In each epoch, one row of every group is chosen at random.
 
     Args:
-        shared: `[n, 4]` rows of the table that `find_shared_groups` creates. A group need not be complete.
+        shared: `[n, 4]` rows of the table that `find_shared_groups` creates. Some rows of a group may be left out.
         seed: seed of the row order.
         epoch: epoch number.
 
     Returns:
-        `[n]` bool: True for each row that is the chosen one of its group.
+        `[n]` bool: True for each row that is chosen.
     """
     _, group, number, size = shared.T
     draw = mix(group.astype(np.uint64), hash_key("caption", seed, epoch)) % size.astype(np.uint64)
@@ -150,10 +150,10 @@ def _drawn(shared: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def find_shared_groups(shards: Iterable[EmbeddingShard]) -> Iterator[np.ndarray]:
-    """Find the rows whose image also occurs in other rows, and yield them as a single table.
+    """Find the rows whose image also occurs in other rows, and yield one table that lists them.
 
     Rows with the same image form a group. To save memory, all rows are first divided by hash into parts on disk, and
-    then sorted one part at a time. Memory holds one part, and 32 bytes for each row in the result.
+    then sorted one part at a time. Only one part is in memory at a time, plus 32 bytes for each row in the table.
 
     Yields:
         One `[n, 4]` int64 array, sorted by row number. Its columns are the row number, 64 bits of the group's hash, the

@@ -48,7 +48,7 @@ class Columns:
 
     @property
     def varying_size(self) -> bool:
-        """True if token states or captions are requested, whose size varies between rows."""
+        """True if token states or captions are requested. Their sizes vary between rows."""
         return self.captions or self.max_text_len > 0
 
 
@@ -190,7 +190,7 @@ class BlockReader:
 
         Args:
             kind: `img_emb` or `text_emb`.
-            embeds: `[n, D]` embeddings.
+            embeds: `[n, D]` embeddings of size D.
 
         Returns:
             `[n]` bool: True for the rows that are unit vectors, apart from rounding.
@@ -204,7 +204,14 @@ class BlockReader:
 
 
 def _norms(embeds: np.ndarray) -> np.ndarray:
-    """Return the norms `[n]` of the rows of an array `[n, D]`, computed in float32 for any floating-point dtype."""
+    """Return the norm of each embedding, computed in float32 for any floating-point dtype.
+
+    Args:
+        embeds: `[n, D]` array of n embeddings of size D.
+
+    Returns:
+        `[n]` float32 norms.
+    """
     step = max(1, _NORM_VALUES // embeds.shape[1])
     parts = [torch.from_numpy(embeds[at : at + step]) for at in range(0, len(embeds), step)]
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts]).numpy()
@@ -212,7 +219,7 @@ def _norms(embeds: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BlockSpan:
-    """Range of rows to read from one block of a window: all rows from the first that a rank needs to the last."""
+    """Range of rows to read from one block of a window: from the first row that a rank needs through the last."""
 
     block: int
     """Index of the block within the window."""
@@ -308,7 +315,13 @@ class ShuffleWindow:
             self._fill_varying(batch, positions, slots)
 
     def _fill_embeds(self, batch: TrainBatch, positions: np.ndarray, slots: np.ndarray) -> None:
-        """Copy the embeddings at the indices `slots` of the buffers to the indices `positions` of the batch."""
+        """Copy embeddings from the window's buffers to a batch.
+
+        Args:
+            batch: batch to fill.
+            positions: `[n]` indices of the target rows in the batch.
+            slots: `[n]` indices of the source rows in the window's buffers.
+        """
         whole_batch = len(positions) == len(batch.rows)
         for kind, target in (("img_emb", batch.image_embed), ("text_emb", batch.text_embed)):
             if target is None:
