@@ -1,4 +1,4 @@
-"""Functions that look up the GPUs of a Ray cluster, and describe the cluster in the summary that a stage prints."""
+"""Functions that look up the GPUs of a Ray cluster and describe the cluster in the summary that a stage prints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .ray_start import JOINED
 from .settings import ComputeSettings
 
 _GPU_SECONDS = 120.0
-"""Maximum number of seconds to wait for a free GPU, since other jobs may be using all GPUs."""
+"""Maximum number of seconds to wait for a free GPU. Other jobs may be using all GPUs."""
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
     """Return text for the summary of a stage, such as `2 workers at head:6379 (RAY_ADDRESS)`.
 
-    The text contains the number of workers and the location of the Ray cluster. If the stage joined a cluster that has
-    room for fewer workers, the text says so. Return an empty string if the stage does not use Ray.
+    The text contains the configured number of workers and the location of the Ray cluster. If the stage joined a
+    cluster that does not have room for all of these workers, the text also says how many fit. Return an empty
+    string if the stage does not use Ray.
     """
     if compute.backend == "local":
         return ""
@@ -58,7 +59,7 @@ def cluster_gpus(compute: ComputeSettings) -> Gpus:
     machine. Otherwise, this process joins the cluster to look up its GPUs, unless the result is cached.
 
     Raises:
-        PriorkitError: the cluster cannot be joined, or a worker with a GPU fails.
+        PriorkitError: the cluster cannot be joined, or the Ray worker that looks up the GPU's name fails.
     """
     if compute.backend == "local" or (not _is_joined() and cluster_address(compute.address).is_own):
         return gpus_here()

@@ -9,8 +9,8 @@ class HashSample:
     """Sample of rows, chosen by a hash of each row's content.
 
     A row is in the sample if its hash ends in at least `level` zero bits. The level starts at 0, which includes all
-    rows. `shrink` and `add` can raise it. Each higher level halves the expected number of distinct contents in the
-    sample.
+    rows. `shrink` and `add` can raise it. On average, raising it by one removes half of the distinct rows from the
+    sample, together with all their duplicates.
 
     Rows with the same content have the same hash, so either all or none of them are sampled. The proportion of
     duplicates in the sample therefore estimates their proportion among all rows. Samples of different parts of the data
@@ -23,7 +23,7 @@ class HashSample:
     def __init__(self, dtype: type[np.int64] | type[np.uint64]) -> None:
         self.level = 0
         """Minimum number of trailing zero bits in the hash of a sampled row. On average, one in `2**level` distinct
-        contents is sampled."""
+        rows is sampled."""
         self._dtype = dtype
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
         self._rows = 0

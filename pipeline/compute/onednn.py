@@ -35,7 +35,7 @@ def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
     """Return a copy of a weight `[out, in]` in the layout that `packed_product` needs.
 
     Args:
-        weight: weight of a linear layer.
+        weight: weight of a linear layer with `in` input and `out` output features.
         rows: number of input rows for which the layout is optimised.
     """
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
@@ -48,9 +48,9 @@ def packed_product(
     """Compute the output of a linear layer whose weight is packed, optionally followed by a GELU.
 
     Args:
-        x: input `[..., in]`, with the same dtype as the weight.
+        x: input `[..., in]`, where `in` is the number of input features, with the same dtype as the weight.
         packed: packed weight, as returned by `pack`.
-        bias: bias `[out]` of the layer; None if the layer has no bias.
+        bias: bias `[out]` of the layer, where `out` is the number of output features; None if the layer has no bias.
         gelu: True to apply the exact GELU to the layer's output.
 
     Returns:

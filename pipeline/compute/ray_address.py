@@ -66,8 +66,8 @@ def cluster_address(address: str | None) -> ClusterAddress:
 
     Args:
         address: value of the setting `compute.address`; None if it is not set. If it is None or `auto`, and
-            `RAY_ADDRESS` is set, the value of `RAY_ADDRESS` is used instead. Ray follows the same rule, and sets the
-            variable for its jobs.
+            `RAY_ADDRESS` is set, the value of `RAY_ADDRESS` is used instead. Ray follows the same rule, and sets
+            `RAY_ADDRESS` for the jobs that it runs.
 
     Raises:
         PriorkitError: the address has an unknown form or an invalid port.
@@ -98,15 +98,15 @@ def find_running(place: ClusterAddress, candidates: Mapping[str, bool]) -> tuple
 
     Args:
         place: the address `auto`, and the name of the setting or variable that specifies it.
-        candidates: addresses of clusters on this machine, each mapped to True if this user runs a Ray process that uses
-            the address. The addresses come from the command lines of Ray processes. Ray's address file is not used,
-            because it remains after a cluster has stopped.
+        candidates: addresses of clusters on this machine. Each is mapped to True if this user runs a Ray process that
+            uses the address, otherwise to False. The addresses come from the command lines of Ray processes. Ray's
+            address file is not used, because it remains after a cluster has stopped.
 
     Returns:
         Address of the cluster, and True if this user runs one of its processes, otherwise False.
 
     Raises:
-        PriorkitError: no such cluster was found, or more than one was found.
+        PriorkitError: no running cluster was found, or more than one was found.
     """
     accessible, closed = [], []
     for address, is_ours in sorted(candidates.items()):
@@ -139,9 +139,10 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
             cluster only if `RAY_AUTH_MODE=token` is set, because that cluster may belong to someone else.
 
     Raises:
-        PriorkitError: no service answers at the address, the service is not Ray, the `ray://` prefix is missing or does
-            not belong to the port, the Ray or Python version differs from this process's version, the token is missing
-            or refused, or the address begins with `ray://` and grpcio is not installed.
+        PriorkitError: no service answers at the address, or a service other than Ray does; the port needs the `ray://`
+            prefix but the address lacks it, or the other way round; the cluster's Ray or Python version differs from
+            this process's version; the token is missing or refused; or the address begins with `ray://` and grpcio is
+            not installed.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None
@@ -234,7 +235,7 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
     token.
 
     Args:
-        match: match of `_ADDRESS` with the cluster's address.
+        match: match of the regular expression `_ADDRESS` with the cluster's address.
         question: gRPC method and request.
         is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 

@@ -1,8 +1,8 @@
 """Requests to a Ray cluster over a plain socket, used to check an address before Ray uses it. Never imports Ray.
 
 Given a wrong address, Ray retries for minutes and may then end the process. Ray's wheels do not include gRPC for
-Python, so this module implements gRPC calls itself. The calls are fixed, so each of them needs only a few HTTP/2 frames
-(RFC 9113) with uncompressed headers (RFC 7541).
+Python, so this module implements gRPC calls itself. It only ever sends the two short requests `HEAD` and
+`CLIENT_SERVER`. A few HTTP/2 frames (RFC 9113) with uncompressed headers (RFC 7541) are enough for each of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from dataclasses import dataclass
 
 TIMEOUT_SECONDS = 5.0
-"""Timeout in seconds, applied separately to connecting and to receiving the answer. A cluster head on another continent
-answers within one second."""
+"""Timeout in seconds, applied separately to connecting and to receiving the answer. A cluster's head node on another
+continent answers within one second."""
 
 OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16
 """gRPC status codes."""
@@ -59,7 +59,7 @@ class Answer:
         return stored if isinstance(stored, dict) else {}
 
     def shown(self) -> str:
-        """Return a phrase for error messages that quotes the answer of a service which does not speak HTTP/2.
+        """Return a phrase for error messages that quotes the answer of a service that does not speak HTTP/2.
 
         For example, return `it answers 'SSH-2.0-OpenSSH_9.6'`. If the service sent nothing, the phrase says so.
         """

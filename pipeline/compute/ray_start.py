@@ -103,8 +103,8 @@ def _start(ray: Any, place: ClusterAddress) -> None:
 def _ray_environment(ray: Any, environment: dict[str, str]) -> Iterator[None]:
     """Context manager that sets environment variables and makes Ray's compiled code read them.
 
-    On exit, these variables, RAY_AUTH_MODE and RAY_AUTH_TOKEN get their old values back, even if Ray has changed them.
-    Variables that had no value are removed.
+    On exit, the variables get their old values back, even if Ray has changed them. So do RAY_AUTH_MODE and
+    RAY_AUTH_TOKEN, which Ray may set itself. Variables that were not set before are removed.
     """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *environment)}
     os.environ.update(environment)
@@ -136,7 +136,8 @@ def _running_heads(ray: Any) -> dict[str, bool]:
     The addresses are taken from the command lines of the raylets.
 
     Returns:
-        Mapping from the address of each head node to True if this user runs one of the raylets, otherwise to False.
+        Mapping from the address of each head node to True if this user runs at least one raylet of its cluster on this
+        machine, otherwise to False.
     """
     heads: dict[str, bool] = {}
     for process in ray._private.services.psutil.process_iter(["cmdline", "uids"]):

@@ -13,8 +13,7 @@ Sample = TypeVar("Sample")
 Decoded = TypeVar("Decoded")
 
 _POLL_SECONDS = 0.1
-"""Seconds between checks for a stop request, which the reading thread makes while the queue of decoded samples is
-full."""
+"""Seconds between checks for a stop request while the reading thread waits for room in the queue of decoded samples."""
 _STOP_SECONDS = 1.0
 """Maximum number of seconds to wait for the reading thread to stop, since a read from the network may hang."""
 

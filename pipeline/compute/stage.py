@@ -48,7 +48,7 @@ class StagePlan:
     bytes_needed: int
     """Estimated disk space for the pending work, in bytes."""
     bytes_free: int | None
-    """Free space on the folder's disk, in bytes; None for an object store."""
+    """Free space on the disk of the output folder, in bytes; None for an object store."""
     seconds: float
     """Estimated time for the pending work, in seconds."""
 
@@ -71,9 +71,9 @@ class StageResult:
     rows: int
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
-    """Number of rows with each outcome, such as `success`, over all shards in the folder."""
+    """Number of rows with each outcome, such as `success`, over all shards in the output folder."""
     statistics: dict[str, Any] = field(default_factory=dict)
-    """Other statistics, keyed by name, over all shards in the folder. Their names depend on the stage."""
+    """Other statistics, keyed by name, over all shards in the output folder. Their names depend on the stage."""
     notes: list[str] = field(default_factory=list)
     """Remarks about the input, one sentence each, printed after the summary."""
     device: str = "cpu"
@@ -140,8 +140,8 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
 
     Args:
         result: result of the stage.
-        output: output that the stage produces for a successful row, such as `an image`, for the error message.
-        diagnosis: probable cause of the failures, for the error message; empty if unknown.
+        output: noun phrase for the output of a successful row, such as `an image`. It is used in the error message.
+        diagnosis: probable cause of the failures, also used in the error message; empty if unknown.
 
     Raises:
         InputError: no row succeeded. The message lists the outcomes, most frequent first.

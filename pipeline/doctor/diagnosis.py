@@ -68,7 +68,8 @@ class Diagnosis:
         """Problems that prevent a stage from running, one line each.
 
         A line names the missing and outdated packages of a stage, or says why the Ray cluster at `compute.address`
-        cannot be joined. Missing packages of extras are not included.
+        cannot be joined. Packages needed only by optional extras (such as `priorkit[report]`) are not reported when
+        missing or outdated.
         """
         problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.fix]
         return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]

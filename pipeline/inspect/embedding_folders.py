@@ -34,7 +34,7 @@ class _FolderInspector:
 
     Args:
         store: folder to inspect.
-        inspection: findings to add to. Its number of rows must already be set.
+        inspection: findings to add to. `inspection.rows` must already be set.
         embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
         dim_source: name of the file that states `embed_dim`, for use in messages.
         recorded: True for a folder with a manifest that `embed` wrote.
@@ -49,7 +49,7 @@ class _FolderInspector:
         self._first_rows: list[int] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the vectors, metadata and token states of a shard."""
+        """Inspect the vectors, metadata and token states (per-token text-encoder outputs) of a shard."""
         self._names.append(shard.name)
         self._first_rows.append(shard.first_row)
         self.vectors.inspect(shard)

@@ -28,14 +28,14 @@ class Inspection:
     shards: int
     rows: int
     bytes: int
-    """Total size in bytes of the files in the manifest. For a folder without a manifest, total size of all files."""
+    """Total size in bytes of the files listed in the manifest. Without a manifest, total size of all files."""
     counts: dict[str, int] = field(default_factory=dict)
     """Number of rows with each outcome, such as `success`, keyed by outcome."""
     errors: dict[str, int] = field(default_factory=dict)
     """Number of failed rows for each error message. After 1,000 distinct messages, new ones are counted together as
     `other messages`."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Facts that the manifest records about the content, such as the identity of the CLIP model."""
+    """Information about the content, taken from the manifest, such as the identity of the CLIP model."""
     settings: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """First 1,000 problems. Each message names the affected shard and row, if any. Empty if no problems were found."""
@@ -61,12 +61,12 @@ class Inspection:
             self.notes.append(note)
 
     def count(self, outcomes: Mapping[str, int]) -> None:
-        """Add numbers of rows, keyed by outcome (such as `success`), to the totals in `self.counts`."""
+        """Add row counts, keyed by outcome (such as `success`), to the totals in `self.counts`."""
         for outcome, number in outcomes.items():
             self.counts[outcome] = self.counts.get(outcome, 0) + number
 
     def count_errors(self, messages: Mapping[str, int]) -> None:
-        """Add numbers of failed rows, keyed by error message, to the totals in `self.errors`.
+        """Add counts of failed rows, keyed by error message, to the totals in `self.errors`.
 
         Once `self.errors` contains 1,000 messages, rows with new messages are counted as `other messages`.
         """
@@ -79,7 +79,7 @@ class Inspection:
 class Examples:
     """Number of rows with a given property, such as an empty caption, and the locations of a few of these rows.
 
-    `report` mentions all rows together in one finding.
+    Call `add` to count rows, and then `report` to report them together as a single finding.
 
     Args:
         most: maximum number of example rows that the finding names.

@@ -155,8 +155,9 @@ def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: 
         table: the shard's table; None if it is missing or damaged.
 
     Returns:
-        True if the statistics list the number of rows for each status. The error messages in the table must then not be
-        counted again. False if there is no such list, or if the file is damaged.
+        True if the statistics list the number of rows for each status. In that case, the caller must not count the
+        error messages in the table, because that would count the same failures twice. False if there is no such list,
+        or if the file is damaged.
     """
     try:
         value = store.read_json(name)

@@ -1,4 +1,7 @@
-"""Inspection of each shard's metadata, token states and failure table (the rows that could not be embedded)."""
+"""Inspection of each shard's metadata, token states and failure table.
+
+Token states are per-token text-encoder outputs. The failure table lists the rows that could not be embedded.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _NORMS = {"image_norm": "image", "text_norm": "text"}
 
 
 class MetadataInspector:
-    """Inspector for the metadata files and token states of a folder's shards.
+    """Inspector for the metadata files and token states (per-token text-encoder outputs) of a folder's shards.
 
     Call `inspect` and `inspect_token_states` for each shard, and then `finish`.
 
@@ -136,7 +139,8 @@ class MetadataInspector:
             report: callback for faults.
 
         Returns:
-            `[n]` int64 hashes. For a row without a key, the hash of its position.
+            `[n]` int64 hashes, one for each of the block's n rows. For a row without a key, the position of the row is
+            hashed instead.
         """
         keys = values[key].to_pylist()
         missing = [row for row, value in enumerate(keys) if value is None] if values[key].null_count else []
@@ -317,7 +321,7 @@ def inspect_failures(
 
 @contextlib.contextmanager
 def open_stored_parquet(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """Context manager that opens a Parquet file in a store. Errors of pyarrow are not converted to `InputError`."""
+    """Context manager that opens a Parquet file in a store. pyarrow exceptions are not converted to `InputError`."""
     with store.open(name) as file:
         yield open_parquet(file)
 

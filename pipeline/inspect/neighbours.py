@@ -67,8 +67,8 @@ class NeighbourBank:
         """Add the rows of a block that belong to the random sample, and skip the others.
 
         Args:
-            rows: `[n]` row numbers, ascending.
-            embeds: `[n, D]` unit vectors.
+            rows: `[n]` row numbers of the n rows in the block, ascending.
+            embeds: `[n, D]` unit vectors, where D is the embedding dimension.
             hashes: `[n]` hashes of the vectors' bytes.
         """
         first, last = np.searchsorted(self._chosen, [rows[0], rows[-1] + 1]) if len(rows) else (0, 0)

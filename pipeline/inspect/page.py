@@ -138,7 +138,7 @@ def _bars(name: str, counts: Mapping[str, int]) -> str:
 
 
 def _number(value: float) -> str:
-    """Format a number with four significant digits, or in full if it is a whole number of at least 10 in magnitude."""
+    """Format a number with four significant digits, or in full if it is a whole number."""
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
 
 

@@ -101,8 +101,8 @@ class Repeats:
 
     The search covers all rows if there are at most `capacity`. If there are more, it covers only the rows whose hash
     ends in a zero bit. If these are still too many, the hash must end in two zero bits, and so on. This limits memory
-    use. Rows with the same content have the same hash, so either all or none of them are covered. For 10 million
-    distinct contents, the probability that any two have the same hash is 3e-6.
+    use. Rows with the same content have the same hash, so either all or none of them are covered. Among 10 million rows
+    with different content, the probability that any two have the same hash is 3e-6.
 
     Args:
         capacity: maximum number of stored rows.
@@ -114,7 +114,7 @@ class Repeats:
 
     @property
     def one_in(self) -> int:
-        """Sampling interval N: on average, one in N distinct contents is kept; 1 if all are kept."""
+        """Sampling interval N: on average, the search covers one in N distinct rows; 1 if it covers all rows."""
         return 1 << self._sample.level
 
     def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:

@@ -30,7 +30,7 @@ class ShardParts:
     """Number of the shard's first row, counted across all shards of the folder."""
     rows: int
     counted_by: str
-    """Name of the file that states the number of rows, or `its record` for the manifest; used in messages."""
+    """Source of the number of rows, named in messages: a file name, or `its record` for the shard's manifest entry."""
     files: Mapping[str, str]
     """Names of the shard's files to inspect, keyed by kind, such as `img_emb`."""
     report: Mapping[str, Report]
@@ -44,7 +44,7 @@ class _Alignment:
     name: str
     rows: int
     gap: float
-    """Mean cosine of pairs minus the mean cosine of unrelated images and texts."""
+    """Mean cosine of images and their own texts, minus the mean cosine of images and unrelated texts."""
     error: float
     """Standard error of `gap`."""
 
@@ -145,7 +145,8 @@ class VectorInspector:
         `finish` finds exact and near duplicates.
 
         Returns:
-            `[n, D]` float32 rows, normalised to norm 1. Rows that are not unit vectors are NaN.
+            `[n, D]` float32 array of the block's n rows (embedding dimension D), normalised to norm 1. Rows that were
+            not unit vectors are NaN.
         """
         with np.errstate(over="ignore"):  # values outside the float32 range become infinite, and are reported
             embeds = stored.astype(np.float32)
@@ -177,10 +178,11 @@ class VectorInspector:
         because neighbouring rows may be captions of the same image. A block with only one row has no unrelated text.
 
         Args:
-            image: `[n, D]` image embeddings of norm 1; NaN for invalid rows, which are not counted.
+            image: `[n, D]` image embeddings of norm 1, for n rows and embedding dimension D. Invalid rows are NaN and
+                are not counted.
             text: `[n, D]` text embeddings of the same rows, in the same format.
-            differences: distribution to which, for each image, the similarity to its own text minus the similarity to
-                the unrelated text is added.
+            differences: distribution of similarity differences to add to. The difference for an image is its similarity
+                to its own text minus its similarity to the unrelated text.
         """
         pairs = np.einsum("nd,nd->n", image, text)
         self._pairs.add(pairs)
@@ -236,9 +238,9 @@ class VectorInspector:
     def _report_alignment(self) -> None:
         """Report each shard whose images are no more similar to their own texts than to unrelated texts.
 
-        Such a shard is reported as a problem only if, in another shard, images are clearly more similar to their own
-        texts. If there is no such other shard, the cause may be the whole folder or the CLIP model, so a single note is
-        added instead.
+        Such a shard is reported as a problem only if the images of another shard are clearly more similar to their own
+        texts than to unrelated texts. If no shard has such images, the cause may lie in the whole folder or in the CLIP
+        model, so a single note is added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:
