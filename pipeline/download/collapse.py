@@ -114,10 +114,10 @@ class SuccessWatch:
 
 
 def diagnosis(labels: Mapping[str, int]) -> str:
-    """Return a text about the most frequent failures, for use in an error message.
+    """Return a description of the most frequent failures, for use in an error message.
 
-    If one group of labels in `_ADVICE` accounts for more than half of the failures, the text contains the advice for
-    that group. Otherwise, it names the three most frequent failure labels.
+    If one group of labels in `_ADVICE` accounts for more than half of the failures, the description contains the
+    advice for that group. Otherwise, it names the three most frequent failure labels.
 
     Args:
         labels: number of rows with each label: `success`, or a failure label such as `dns` or `http_4xx 404`.

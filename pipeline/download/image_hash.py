@@ -38,8 +38,8 @@ def _digits(stored: bytes) -> str:
     """Return a stored hash as hexadecimal digits.
 
     Args:
-        stored: hash as ASCII hexadecimal digits with the length of a supported hash. All other bytes are taken as a raw
-            digest.
+        stored: hash as ASCII hexadecimal digits or as a raw digest. The bytes are taken as a raw digest unless
+            they are 32, 40, 64 or 128 hexadecimal digits.
     """
     text = stored.decode("ascii", "replace").strip()
     return text if len(text) in _KINDS and re.fullmatch("[0-9A-Fa-f]+", text) else stored.hex()

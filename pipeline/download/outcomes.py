@@ -78,7 +78,7 @@ class FetchError(Exception):
         self.transient = transient
         """True if another attempt within the same fetch may succeed."""
         self.retry_after = retry_after
-        """Seconds to wait before another attempt, from the Retry-After header; None without a valid header."""
+        """Seconds to wait before another attempt, from the Retry-After header; None if there is no valid header."""
 
     def __str__(self) -> str:
         return f"{self.outcome}: {self.detail}" if self.detail else self.outcome

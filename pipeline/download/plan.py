@@ -73,7 +73,7 @@ class DownloadPlan:
     def is_complete(self) -> bool:
         """Return True if no shard remains to be downloaded.
 
-        Return False if this is uncertain because the list must be read to find out.
+        Also return False if this cannot be determined without reading the list.
         """
         if len(self.complete) < len(self.existing):
             return False
@@ -107,10 +107,10 @@ class DownloadPlan:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        """Return the task for a shard. If the shard exists, first check that it has the same list rows.
+        """Return the task for a shard. If the shard exists, first check that its rows match the first rows of `table`.
 
         Raises:
-            FolderError: the existing shard was made from other rows.
+            FolderError: the existing shard was made from different rows.
         """
         name, digest = image_shard_name(index), rows_digest(table)
         _check_rows(self.urls, self.store, self.existing.get(name), index * self.rows_per_shard, table)
@@ -185,7 +185,7 @@ def _check_rows(urls: UrlList, store: Store, record: ShardRecord | None, first: 
         table: all rows that the list contains for this shard.
 
     Raises:
-        FolderError: the shard was made from other rows.
+        FolderError: the shard was made from different rows.
     """
     if record is None:
         return

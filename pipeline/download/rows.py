@@ -75,7 +75,7 @@ def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterat
     Args:
         store: folder of the shard.
         name: name of the shard.
-        values: columns from the URL list, as one dictionary for each row of the shard, keyed by column name.
+        values: values from the URL list, one dictionary for each row of the shard, keyed by column name.
 
     Raises:
         InputError: the table is missing or damaged, or the tar and the table do not match.

@@ -41,7 +41,7 @@ class DownloadSettings(UrlListSettings):
     """Resize mode, as in img2dataset. The default, `keep_ratio`, scales the shorter side to `image_size` without
     cropping, because CLIP preprocessing crops later."""
     resize_only_if_bigger: bool = True
-    """Keep the size of images that are not larger than `image_size`, since enlarging adds bytes but no detail."""
+    """Resize an image only if this makes it smaller, since enlarging adds bytes but no detail."""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
     """Format of stored images. The default is JPEG, which every webdataset reader supports."""
     encode_quality: int = Field(default=95, ge=0, le=100)

@@ -31,10 +31,10 @@ _SHARD_HOSTS = 20
 _TOTAL_HOSTS = 20
 """Maximum number of hosts in the summary of a download. The hosts with the most failures are included."""
 _MOST_HOSTS = 10_000
-"""Number of hosts that remain after the failure counts by host are trimmed to save memory.
+"""Number of hosts to keep when the totals of failures by host are trimmed to save memory.
 
-While the counts of all shards are added up, they are trimmed whenever they cover more than twice this number of hosts.
-The hosts with the fewest failures are dropped.
+While the counts of all shards are added up, the totals are trimmed whenever they cover more than twice this number of
+hosts. Trimming drops the hosts with the fewest failures.
 """
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
@@ -144,12 +144,12 @@ class ShardStatistics:
 
 
 def _most_failures(hosts: Mapping[str, collections.Counter[str]], limit: int) -> dict[str, dict[str, int]]:
-    """Return the `limit` hosts with the most failures, each with its failures counted by label.
+    """Return the failure counts by label of the `limit` hosts with the most failures, keyed by host.
 
     Hosts and labels are in descending order of failures.
 
     Args:
-        hosts: number of failures of each host with each failure label, such as `dns`, keyed by host and then by label.
+        hosts: failure counts of all hosts, keyed by host and then by failure label, such as `dns`.
         limit: maximum number of hosts to return.
     """
     ordered = sorted(hosts.items(), key=lambda item: (-item[1].total(), item[0]))

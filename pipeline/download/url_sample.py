@@ -37,12 +37,12 @@ class UrlSample:
         return len(self._sample)
 
     def add(self, hashes: np.ndarray, counts: np.ndarray, level: int = 0) -> None:
-        """Add URLs to the sample, as hashes.
+        """Add the hashes of URLs to the sample.
 
         Args:
-            hashes: `[n]` uint64 hashes of distinct URLs.
-            counts: `[n]` int64, number of rows that contain each URL.
-            level: `level` of the sample that the hashes come from; 0 if they are the hashes of all URLs.
+            hashes: uint64 array `[n]` of hashes, one for each of n distinct URLs.
+            counts: int64 array `[n]`, number of rows that contain each URL.
+            level: `level` of the sample that the hashes come from; 0 if they do not come from a sample.
         """
         self._sample.add(hashes, counts, level)
         if len(self) - self._merged > self._capacity // 4:
@@ -96,6 +96,6 @@ class UrlSample:
 
 
 def url_hashes(urls: Iterable[str | None]) -> np.ndarray:
-    """Return the 64-bit hash of each URL that is neither missing nor blank, as a uint64 array `[n]`."""
+    """Return a uint64 array with the 64-bit hash of each URL, skipping URLs that are missing or blank."""
     digests = [hashlib.blake2b(url.encode(), digest_size=8).digest() for url in urls if url and url.strip()]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

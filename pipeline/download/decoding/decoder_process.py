@@ -19,7 +19,7 @@ from ..settings import DownloadSettings
 from .messages import LENGTH, READY, pack
 
 _ORPHAN_SECONDS = 5.0
-"""Seconds that may pass after `decode_timeout_seconds` before a hung decoder process terminates itself.
+"""Extra seconds, after `decode_timeout_seconds`, before a hung decoder process terminates itself.
 
 The parent normally kills a hung decoder earlier, so this matters only if the parent is no longer running.
 """

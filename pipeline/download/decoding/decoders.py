@@ -1,6 +1,6 @@
 """Pool of decoder processes. If a process crashes or hangs, only its current image fails, and a new process is started.
 
-Each process is a plain child process that is connected by a socket, not a `multiprocessing` process. Therefore it does
+Each process is a plain child process connected by a socket, rather than a `multiprocessing` process. Therefore it does
 not import `__main__` again, works inside Ray actors, and exits when its parent exits for any reason.
 """
 
@@ -74,7 +74,7 @@ class Decoders:
         """Decode, resize and encode the image in a response body.
 
         Raises:
-            ImageError: no image can be produced from the body. `outcome` is `decode` if the process crashed or hung.
+            ImageError: no image can be produced from the body. Its outcome is `decode` if the process crashed or hung.
             PriorkitError: no decoder process can be started.
         """
         if self._failure is not None:
@@ -86,8 +86,8 @@ class Decoders:
     async def _work(self, slot: _Slot) -> None:
         """Run one slot of the pool until cancelled.
 
-        If the slot cannot start a decoder process, the jobs that it has sent and all queued jobs fail with the error
-        that `_Slot.run` raised. Later calls of `decode` raise the same error.
+        If the slot cannot start a decoder process, all queued jobs and the slot's own unanswered jobs fail with the
+        error that `_Slot.run` raised. Later calls of `decode` raise the same error.
         """
         try:
             await slot.run()
@@ -101,9 +101,9 @@ class Decoders:
 
 @dataclass(eq=False)
 class _Slot:
-    """Place in the pool for one decoder process at a time.
+    """Slot in the pool, running one decoder process at a time.
 
-    The slot starts a new process when one ends. It also tracks the jobs that were sent to the process.
+    When the process ends, the slot starts a new one. It also tracks the jobs that were sent to the process.
     """
 
     settings: DownloadSettings
@@ -165,7 +165,7 @@ class _Slot:
             await process.send(job.body)
 
     async def _collect(self, process: _Process) -> None:
-        """Receive answers from the decoder process, and complete the oldest unanswered job with each.
+        """Receive answers from the decoder process, and pass each one to the oldest unanswered job.
 
         Return when the process has ended or has sent an invalid message.
         """

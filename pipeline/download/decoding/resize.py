@@ -30,7 +30,7 @@ from ..settings import DownloadSettings
 Image.MAX_IMAGE_PIXELS = None  # Pillow only reads headers here, and `max_pixels` limits the sizes in headers
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Pillow names of the image formats that Pillow tries when it reads an image header."""
+"""Pillow's names of the image formats that it tries when it reads an image header."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
 """Error messages that img2dataset's resizer returns when its filters reject an image."""
 _UNDECODABLE = "Image decoding error"
@@ -40,9 +40,10 @@ _UNENCODABLE = "cannot store"
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
 """Maximum width and height in pixels of an image in each output format. PNG has a far higher limit."""
 _MARGIN = 1.25
-"""Minimum ratio between each side of a JPEG decoded at reduced size and the same side after resizing.
+"""Minimum ratio of each side of a JPEG decoded at reduced size to the same side after resizing.
 
-1.25 means at least 25% larger. With a smaller ratio, the resized image would be blurred.
+A ratio of 1.25 means that the decoded image is at least 25% wider and higher than the resized image. With a smaller
+ratio, the resized image would be blurred.
 """
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
@@ -155,8 +156,8 @@ class ImageResizer:
     def _passes_filters(self, width: int, height: int) -> bool:
         """Return True if the size and aspect ratio filters accept an image of this size.
 
-        If the result is False, the caller passes the image to img2dataset's resizer. It applies the same filters, and
-        its error message states why an image is rejected. An unknown size (0 x 0) also gives False.
+        If the result is False, the caller passes the image to img2dataset's resizer, which applies the same filters and
+        reports why it rejects the image. The result is also False for an unknown size (0 x 0).
 
         Args:
             width: width of the upright image in pixels.
@@ -216,7 +217,8 @@ class ImageResizer:
         Padding is white. In the other modes, return the pixels unchanged.
 
         Args:
-            pixels: `[H, W]` or `[H, W, 3]` pixels, resized to the size that `_target` returns.
+            pixels: grayscale pixels `[H, W]` (height, width) or BGR pixels `[H, W, 3]`, resized to the size that
+                `_target` returns.
         """
         side = self._settings.image_size
         height, width = pixels.shape[:2]
@@ -254,15 +256,15 @@ class _Header:
 def _read_header(body: bytes, max_pixels: int) -> _Header:
     """Read the size, mode and orientation of an image with Pillow.
 
-    If Pillow cannot read the header, return a header with a size of 0 x 0. The size of the image is then checked only
-    by OpenCV's own limit, when the image is decoded.
+    If Pillow cannot read the header, return a header with a size of 0 x 0. In this case, the only limit on
+    the image size is OpenCV's own, which applies when the image is decoded.
 
     If the image has more than `max_pixels` pixels, return orientation 1 without reading the actual orientation. Reading
     it can require decoding the whole image.
 
     Args:
         body: image file.
-        max_pixels: number of pixels, width times height, up to which the orientation is read.
+        max_pixels: maximum number of pixels (width times height) of an image whose orientation is read.
     """
     try:
         with Image.open(io.BytesIO(body), formats=_HEADERS) as image:
@@ -284,7 +286,8 @@ def _decode(body: bytes, orientation: int) -> np.ndarray:
         orientation: EXIF orientation (1 to 8) to apply.
 
     Returns:
-        Grayscale pixels `[H, W]`, or pixels `[H, W, C]` in OpenCV's channel order, BGR or BGRA.
+        Grayscale pixels `[H, W]` (height, width), or pixels `[H, W, C]` whose C channels are in OpenCV's order, BGR or
+        BGRA.
 
     Raises:
         ImageError: the image cannot be decoded. The outcome is `decode` or `too_many_pixels`.

@@ -47,8 +47,8 @@ class AddressGuard:
     Public addresses are allowed, except those of cloud metadata services.
 
     Args:
-        allow_private: True to allow other addresses too, such as private and loopback addresses. Link-local and cloud
-            metadata addresses stay blocked.
+        allow_private: True to also allow addresses that are not public, such as private and loopback addresses.
+            Link-local and cloud metadata addresses stay blocked unless `allowed` includes them.
         allowed: networks whose addresses are always allowed, such as `10.0.0.0/8`.
     """
 
@@ -116,8 +116,8 @@ class GuardedResolver(AbstractResolver):
 def literal_address(host: str) -> str | None:
     """Return the standard form of `host` if it is an IP address, or None if it is a name.
 
-    IPv4 addresses are recognized not only as dotted decimal, but also in decimal, hexadecimal, octal and short form,
-    such as 2130706433 or 0x7f.1.
+    IPv4 addresses are recognized in every notation that `inet_aton` accepts. These include a single decimal number,
+    hexadecimal, octal and shortened notation, such as 2130706433 or 0x7f.1 for 127.0.0.1.
     """
     try:
         return str(ipaddress.ip_address(host))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 _FIRST_MEAN_BYTES = 100_000.0
 """Initial estimate of the mean size of a response body in bytes."""
 _BODIES_SHARE = 8
-"""Fraction of the buffer, as a divisor, that undecoded response bodies may fill before new downloads wait.
+"""Maximum share of the buffer for undecoded response bodies, given as a divisor: 8 means 1/8 of the buffer.
 
-8 means 1/8 of the buffer. A larger fraction would not keep the decoders busier.
+Once the share is reached, new downloads wait. A larger share would not keep the decoders busier.
 """
 _MEAN_OVER = 64
-"""Approximate window of the moving average of body sizes, in response bodies; each new body has a weight of 1/64."""
+"""Approximate number of response bodies in the moving average of body sizes; each new body has a weight of 1/64."""
 
 
 class Buffer:
@@ -47,9 +47,9 @@ class Buffer:
         An empty buffer always has room. Otherwise, there is no room in any of these cases:
 
         - `max_rows` rows are unfinished.
-        - The bodies that wait for a decoder or are being decoded take 1/`_BODIES_SHARE` of `limit`.
-        - All bodies and images reach `limit`. A body that has not arrived yet is counted at the mean size of recent
-          bodies.
+        - The bodies that wait for a decoder or are being decoded take at least 1/`_BODIES_SHARE` of `limit`.
+        - All bodies and images together take at least `limit` bytes. The mean size of recent bodies is used for each
+          body that has not arrived yet.
         """
         if self.unfinished == 0 and self.bytes_used == 0:
             return True
@@ -61,8 +61,9 @@ class Buffer:
 class Claim:
     """Buffer memory that is reserved for one row of the URL list, from the start of its download until `release`.
 
-    Until the response body arrives, the reserved size is an estimate: the mean size of recent bodies. Then it is the
-    actual size of the body and, once the row has a result, the size of the encoded image.
+    Until the response body arrives, the reserved size is an estimate: the mean size of recent bodies. When the body
+    arrives, the reserved size becomes the size of the body. When the row has a result, it becomes the size of the
+    encoded image, or 0 if the row has no image.
     """
 
     def __init__(self, buffer: Buffer) -> None:

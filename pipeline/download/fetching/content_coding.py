@@ -25,10 +25,11 @@ else:
 _BLOCK_BYTES = 1 << 16
 """Maximum number of bytes that a decoder consumes or returns in one step."""
 _FIRST_WINDOW_BYTES = 1 << 10
-"""Number of input bytes in the first block of each gzip member or zstd frame (one compressed stream of a body).
+"""Size in bytes of the first input block of each compressed stream, such as a gzip member or zstd frame.
 
-Each further block is twice as large, up to `_BLOCK_BYTES`. If a stream ends within a block, the decoder copies the rest
-of the block. Small first blocks keep these copies cheap for bodies with many short streams.
+Each later block is twice as large as the one before, up to `_BLOCK_BYTES`. If a stream ends inside a block, the decoder
+copies the rest of the block to `unused_data`. Small first blocks keep these copies cheap for bodies with many short
+streams.
 """
 _MOST_MEMBERS = 1024
 """Maximum number of gzip members or zstd frames in one body. Real bodies have only a few."""
@@ -50,8 +51,9 @@ class BodyTooLarge(Exception):
 class _Decoder(Protocol):
     """Interface of a decoder for one compressed stream, such as a gzip member.
 
-    `decompress` returns at most `max_length` bytes. It keeps input that it has not used yet, and `needs_input` is True
-    once all of it has been used. `eof` is True at the end of the stream. `unused_data` is the input after the end.
+    `decompress` returns at most `max_length` decoded bytes, and keeps unprocessed input for the next call.
+    `needs_input` is True if the next call needs new input. `eof` is True once the end of the stream has been reached.
+    `unused_data` contains the input bytes after the end of the stream.
     """
 
     @property
@@ -116,10 +118,11 @@ def _zstd() -> _Decoder:
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a function that creates a decoder for an encoding, and the bytes with which each compressed stream starts.
+    """Return a function that creates a decoder for an encoding, and the magic number of its compressed streams.
 
-    A gzip or zstd body may consist of several compressed streams (gzip members or zstd frames). Each stream needs a new
-    decoder. In the other encodings, a body is a single stream, and the returned bytes are empty.
+    A gzip or zstd body may consist of several compressed streams (gzip members or zstd frames). Each stream starts with
+    the magic number and needs a new decoder. In the other encodings, a body is a single stream, and the returned magic
+    number is empty.
 
     Args:
         coding: name of one of the encodings in `_KNOWN`.
@@ -180,8 +183,9 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
     """Decode the beginning of a response body, and return at most `limit` bytes.
 
-    The body may be incomplete. If decoding fails after some bytes have been decoded, these bytes are used. If it fails
-    before the first byte, the encoding is ignored, because the server may not have applied it.
+    The body may be incomplete. The encodings are undone one after another. If decoding an encoding fails partway, the
+    bytes decoded so far are its result. If it fails before the first byte, the encoding is ignored, because the server
+    may not have applied it.
 
     Args:
         body: first bytes of a response body, as received.

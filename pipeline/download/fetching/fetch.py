@@ -47,8 +47,8 @@ _ERROR_CHARACTERS = 200
 class Fetcher:
     """Client that fetches URLs within the limits of the download settings. Use it as an asynchronous context manager.
 
-    Memory use is bounded by the sum of three parts: the buffers of `concurrency` connections, the body bytes that
-    arrive within `timeout_seconds`, and a few times `max_bytes` for decoding compressed bodies.
+    Memory use is at most the sum of three amounts: the buffers of `concurrency` connections, all body bytes that the
+    network delivers within `timeout_seconds`, and a few times `max_bytes` for decoding compressed bodies.
 
     Args:
         settings: download settings.
@@ -127,14 +127,14 @@ class Fetcher:
 
     @contextlib.asynccontextmanager
     async def _get(self, url: URL, *, obey_robots: bool = True) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Request a URL, follow redirects, and yield the final response.
+        """Context manager that requests a URL, follows redirects, and yields the final response.
 
         Each redirect target must pass the same checks as the first URL.
 
         Args:
             url: first URL.
-            obey_robots: True to obey the robots.txt of each URL if the setting `robots_txt` is on; False to fetch a
-                robots.txt itself.
+            obey_robots: True to check each URL against the site's robots.txt if the setting `robots_txt` is on; False
+                to skip this check, which is necessary when a robots.txt itself is fetched.
 
         Raises:
             FetchError: robots.txt forbids a URL, a redirect target is not allowed, or there are too many redirects.
@@ -228,8 +228,8 @@ class Fetcher:
         """Check that a body is complete, and decode it as its Content-Encoding header declares.
 
         Raises:
-            FetchError: the body is incomplete, too large or cannot be decoded. Also raised if the status is not 200 and
-                the body is not an image.
+            FetchError: the body is incomplete or too large, or it cannot be decoded. Also raised if the response's
+                status is not 200 and the body is not an image.
         """
         if response.status == 206 and not _is_whole(response.headers.get("Content-Range", ""), len(body)):
             raise FetchError("http_other", "206, a part of the body")
@@ -251,12 +251,12 @@ class Fetcher:
     async def _read_robots(self, url: URL) -> bytes:
         """Return at most the first `MAX_ROBOTS_BYTES` bytes of a robots.txt.
 
-        If the server answers with a 4xx status other than 429, or redirects too often, return empty bytes, which stand
-        for a file that allows all URLs. The time limit is half of `timeout_seconds`, so that a URL that waits for the
-        file can report the failure before its own deadline.
+        If the server answers with a 4xx status other than 429, or redirects too often, return empty bytes, because an
+        empty robots.txt allows all URLs. The time limit is half of `timeout_seconds`. The fetches that wait for the
+        file can therefore report its failure before their own deadlines.
 
         Raises:
-            FetchError: the file cannot be read. The URLs that wait for the file fail with this error.
+            FetchError: the file cannot be read. The fetches that wait for the file fail with this error.
         """
         seconds = self._settings.timeout_seconds / 2
         try:
@@ -295,7 +295,7 @@ class Fetcher:
 def _named_failures() -> Iterator[None]:
     """Context manager that replaces a network or protocol error in its block with a `FetchError`.
 
-    `outcome` names the kind of error, and `transient` is True if another attempt may succeed.
+    The `outcome` of the `FetchError` names the kind of error. Its `transient` is True if another attempt may succeed.
     """
     try:
         yield

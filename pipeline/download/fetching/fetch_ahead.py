@@ -33,7 +33,7 @@ _GATHER_SECONDS = 0.05
 Passing rows one by one would need a thread switch for each row, which takes longer than writing the row.
 """
 _STOP_SECONDS = 5.0
-"""Maximum number of seconds that `close` waits for running rows to be cancelled, and then for the thread to end."""
+"""Timeout in seconds for each of the two waits in `close`: for the cleanup to finish, and for the thread to end."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
 """Coroutine function that downloads one list row and returns it with the result.
@@ -58,9 +58,9 @@ class _TaskRows(Generic[Task]):
 class FetchAhead(Generic[Task]):
     """Downloader that fetches the rows of a task, such as a shard, in the background while earlier rows are written.
 
-    `rows` yields the finished rows of one task after another. Each row is downloaded by a row maker, which is a
-    coroutine function. All row makers run in one event loop in a separate thread. Slow writes and the switch to the
-    next task therefore do not delay running fetches.
+    Call `rows` for one task after another to get the finished rows of each. Each row is downloaded by a row maker,
+    which is a coroutine function. All row makers run in one event loop in a separate thread. Slow writes and the switch
+    to the next task therefore do not delay running fetches.
 
     Args:
         tools: asynchronous context manager that opens the resources of the row makers, such as connections. It is
@@ -108,7 +108,7 @@ class FetchAhead(Generic[Task]):
     def close(self) -> None:
         """Cancel the downloads of all started rows, exit the context manager `tools`, and stop the event loop.
 
-        If the first two steps take longer than `_STOP_SECONDS`, stop the event loop before they have ended.
+        If the first two steps take longer than `_STOP_SECONDS`, stop the event loop without waiting for them to finish.
         """
         ending = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
         with contextlib.suppress(concurrent.futures.TimeoutError):
@@ -123,10 +123,10 @@ class FetchAhead(Generic[Task]):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
-        """Queue the tasks in `wanted`, and cancel all other queued tasks.
+        """Make the queue contain exactly the tasks in `wanted`, and start further rows.
 
-        A queued task keeps its place and its started rows if it and all tasks before it in the queue match the tasks at
-        the same positions in `wanted`.
+        Tasks at the front of the queue that match the first tasks in `wanted` stay there and keep their started rows.
+        All queued tasks after the first mismatch are cancelled, and the remaining tasks in `wanted` are added.
 
         Args:
             wanted: current task, followed by the next task if there is one.

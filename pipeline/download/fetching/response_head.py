@@ -28,7 +28,7 @@ _REASON_BYTES = 100
 
 
 class BadResponse(aiohttp.ClientError):
-    """Raised for a response so malformed that browsers refuse it too. The message gives the reason."""
+    """Raised when a response is so malformed that browsers refuse it too. The message gives the reason."""
 
 
 @dataclass(frozen=True)

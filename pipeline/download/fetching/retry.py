@@ -52,7 +52,7 @@ def backoff(url: URL, attempt: int) -> float:
 
 
 def retry_after(value: str) -> float | None:
-    """Return the number of seconds that a Retry-After header asks to wait, or None if the header is invalid.
+    """Return the number of seconds that a Retry-After header asks clients to wait, or None if the header is invalid.
 
     The header contains a number of seconds or a date. For a date in the past, return 0.
     """

@@ -36,9 +36,9 @@ def product_token(user_agent: str) -> str:
 def opted_out(headers: Sequence[str], user_agent: str) -> bool:
     """Return True if X-Robots-Tag headers forbid our user agent, img2dataset or all user agents from using an image.
 
-    A header is a list of directives. A user-agent name with a colon, such as `somebot:`, limits the directives after
-    the colon to that user agent. Directives with a value, such as `unavailable_after`, also contain a colon but do not
-    name a user agent.
+    A header is a list of directives. A user-agent name followed by a colon, such as `somebot:`, limits the directives
+    after the colon to that user agent. Directives with a value, such as `unavailable_after`, also contain a colon but
+    do not name a user agent.
 
     Args:
         headers: values of all X-Robots-Tag headers of a response.
@@ -109,9 +109,9 @@ class RobotsRules:
 
 
 def _matches(parts: list[str], whole: bool, path: str) -> bool:
-    """Return True if a path matches the pattern of a robots.txt rule. The search takes linear time.
+    """Return True if a path matches the pattern of a robots.txt rule. Matching takes linear time.
 
-    In a pattern, `*` stands for any characters, and a final `$` for the end of the path.
+    In a pattern, `*` matches any sequence of characters, and a final `$` matches the end of the path.
 
     Args:
         parts: pattern of an Allow or Disallow line, without a final `$`, split at each `*`.
@@ -135,7 +135,7 @@ def _matches(parts: list[str], whole: bool, path: str) -> bool:
 
 
 def _normalise(path: str) -> str:
-    """Return the canonical form of a path, so that equivalent percent-escapes compare as equal.
+    """Return the canonical form of a path, which is the same for all equivalent percent-encodings of the path.
 
     In this form, spaces and non-ASCII characters are escaped, with uppercase hexadecimal digits. Letters, digits and
     `-._~` are not escaped.

@@ -20,10 +20,10 @@ class RobotsCache:
     """Cache of the rules in robots.txt files.
 
     While a file is in the cache or being read, it is not read again, even if many URLs need it. When the cache is full,
-    the rules that were added first are removed.
+    the oldest rules are removed.
 
-    If reading a file fails, each URL that waits for the file receives the exception. Failures are not cached, because
-    they may be transient.
+    If reading a file fails, all calls of `allow` that wait for the file raise the exception. Failures are not cached,
+    because they may be transient.
 
     Args:
         user_agent: value of our User-Agent header.

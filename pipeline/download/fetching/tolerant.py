@@ -90,10 +90,10 @@ class ChunkReader:
         return b"".join(strict)
 
     def _line(self, line: bytes) -> bytes:
-        """Process a line between the data of two chunks or after the last chunk, and return it in strict form.
+        """Process a line that is not chunk data, and return it in strict form.
 
-        The line is a chunk size, the line break after a chunk, or a trailer. Return empty bytes if the line is to be
-        dropped.
+        The line is a chunk size, the empty line after the data of a chunk, a trailer, or the empty line that ends the
+        body. Return empty bytes if there is nothing to pass on.
 
         Args:
             line: line without its line break.
