@@ -1,6 +1,6 @@
 """Functions that check, plan and run the stages of a recipe: download, embed, train and evaluate.
 
-Stages whose output is up to date do nothing.
+A stage whose output is already up to date does no work.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
 """Stage names, in the order in which the stages run."""
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
-"""Function that returns a context manager, which detects requests to stop (such as Ctrl-C) during its `with` block and
-yields a function that returns True once a stop has been requested."""
+"""Function that returns a context manager for detecting requests to stop, such as Ctrl-C.
+
+The context manager yields a function that returns True once a stop has been requested during the `with` block.
+"""
 
 _PROGRESS_UNITS = {"download": "rows", "embed": "shards", "train": "steps", "evaluate": "rows"}
 
@@ -71,14 +73,14 @@ def run(
     progress: ProgressFactory = quiet,
     stop_requests: StopRequests = never_stop,
 ) -> list[StageResult]:
-    """Run the stages of a recipe in order. Stages whose output is up to date do nothing.
+    """Run the stages of a recipe in order. A stage whose output is already up to date does no work.
 
     Args:
         recipe: settings of all stages.
         until: last stage to run.
         limit: maximum number of rows of the URL list to download; None for all rows.
         overwrite: True to discard the content of the stages' folders and start again.
-        progress: function that is called with the name and the progress unit of each stage. It returns a context
+        progress: function that takes the name of a stage and its unit of progress, such as `rows`. It returns a context
             manager that yields the stage's progress callback.
         stop_requests: function that returns a context manager for the training stage. The context manager yields a
             function `should_stop`. Once `should_stop()` returns True, training writes a checkpoint and stops.

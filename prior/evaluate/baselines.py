@@ -18,12 +18,12 @@ _PENALTY_FOLD = 10
 
 @dataclass(frozen=True)
 class Bank:
-    """Embeddings of M training rows, which the baselines are fitted to. A row is a pair of an image and a caption."""
+    """Embeddings of M training rows (pairs of an image and a caption), used to fit the baselines."""
 
     text: np.ndarray
-    """Text embeddings `[M, D]` float32."""
+    """Text embeddings `[M, D]` float32, where D is the embedding size."""
     image: np.ndarray
-    """Image embeddings `[M, D]` float32."""
+    """Image embeddings `[M, D]` float32, where D is the embedding size."""
 
     @staticmethod
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
@@ -40,8 +40,8 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 
     Args:
         bank: embeddings of the training rows.
-        draws: K, the number of predicted embeddings per row. `text_embedding`, `MeanShift` and `Ridge` always return
-            one.
+        draws: K, the number of embeddings to predict per row. `text_embedding`, `MeanShift` and `Ridge` ignore it and
+            always predict one.
         seed: seed for the baselines that use random numbers.
     """
     regression = Ridge(bank)
@@ -55,7 +55,8 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
 def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
     """Return each caption's text embedding, scaled to norm 1, as its predicted image embedding: `[B, 1, D]`.
 
-    This baseline makes one prediction per row, and does not use `row_ids`.
+    B is the number of rows, and D is the embedding size. This baseline makes one prediction per row, and does not use
+    `row_ids`.
     """
     return to_unit_norm(batch.text_embed.astype(np.float64))[:, None]
 
@@ -159,7 +160,10 @@ class NearestNeighbours:
         self._bank, self._draws = bank, min(draws, len(bank.text))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return K image embeddings of norm 1 per row, `[B, K, D]`, from the most to the least similar caption."""
+        """Return K image embeddings of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`.
+
+        They are ordered by the similarity of their captions to the row's caption, most similar first.
+        """
         similarity = batch.text_embed @ self._bank.text.T
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
         return to_unit_norm(self._bank.image[nearest].astype(np.float64))

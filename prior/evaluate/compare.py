@@ -1,4 +1,4 @@
-"""Comparison of evaluations: for each metric, the difference from the first evaluation, with a 95% interval."""
+"""Comparison of evaluations: differences from the first evaluation, with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .folder import read_metrics, read_rows, require_whole
 from .metrics import Interval, mean_intervals
 
 _RESAMPLES, _SEED = 1000, 0
-"""Number of bootstrap resamples and bootstrap seed, used for differences that are computed row by row."""
+"""Number of bootstrap resamples and seed for drawing them, used for differences that are computed row by row."""
 _MUST_AGREE = {
     "rows": "evaluate.max_rows, or --limit,",
     "gallery": "evaluate.gallery_size",
@@ -99,8 +99,8 @@ def _require_comparable(split: str, evaluations: Sequence[str], runs: Sequence[_
     """Raise InputError if the evaluations differ in a way that makes their metrics on this split incomparable.
 
     The number of predictions per caption and the counts named in `_MUST_AGREE`, such as the number of rows, must be
-    equal in all evaluations. An evaluation of the same rows as the first evaluation must also use the same gallery (the
-    images searched for recall).
+    equal in all evaluations. Evaluations that use the same rows as the first one must also use its gallery (the images
+    searched for recall).
     """
     for name, setting in _MUST_AGREE.items():
         sizes = [run.metrics[name] for run in runs]
@@ -136,7 +136,7 @@ class _Run:
     result: dict[str, Any]
     """Entry of `metrics["predictors"]` for the predictor."""
     rows: dict[str, np.ndarray]
-    """Per-row values `[N]` by metric, ordered by row id."""
+    """Values of each metric for the N evaluated rows, `[N]`, keyed by metric name and ordered by row id."""
     row_ids: np.ndarray
     """Row ids (hashes of the rows' content), `[N]`, ascending."""
     groups: np.ndarray
@@ -211,7 +211,7 @@ def _mean(run: _Run, metric: str) -> Interval:
 
 
 def _independent_difference(a: Interval, b: Interval) -> Interval:
-    """Return the difference `a - b` of two independent estimates, with its 95% interval.
+    """Return the difference `a - b` of two independent estimates, with its 95% confidence interval.
 
     A margin is the distance from an estimate to one end of its interval. The two margins may differ, so they are
     computed separately. The lower margin of the difference is the square root of the sum of squares of the lower margin

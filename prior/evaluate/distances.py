@@ -1,4 +1,4 @@
-"""Distances between the distributions of two embedding sets, computed in float64, with 95% intervals.
+"""Distances between the distributions of two embedding sets, computed in float64, with 95% confidence intervals.
 
 A distance is not a mean over rows, so its interval comes from balanced half-samples (McCarthy 1969, Rev. Int. Stat.
 Inst. 37). The rows are divided into 16 parts, with all rows of an image in the same part. The parts are then split into
@@ -32,7 +32,7 @@ _MEDIAN_ROWS = 1000
 The computation time is quadratic in this number.
 """
 _COPY_DISTANCE = 1e-6
-"""Distance at or below which two embeddings count as copies of the same image."""
+"""Maximum distance at which two image embeddings are treated as embeddings of copies of the same image."""
 
 _Kernel = Callable[[np.ndarray], np.ndarray]
 """Kernel of a statistic such as MMD: a function that maps an array of pairwise distances to kernel values."""
@@ -46,24 +46,25 @@ class EmbeddingSet:
     """
 
     embeds: np.ndarray
-    """Embeddings `[N, D]`."""
+    """N embeddings of size D, `[N, D]`."""
     groups: np.ndarray
-    """Group id of each embedding, `[N]`. Embeddings with the same group id share an image, even across two sets."""
+    """Group id of each embedding, `[N]`. Embeddings with equal ids, in the same set or in two sets, share an image."""
 
 
 def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between the distributions of predicted and real embeddings, by name, with 95% intervals.
+    """Return the distances between predicted and real distributions, by name, with 95% confidence intervals.
 
     The dictionary is empty if either set has fewer than 48 distinct images. Below, X and X' are random predicted
     embeddings, and Y and Y' are random real embeddings.
 
     - `frechet_distance`: squared distance between Gaussians with the sets' means and covariances, as in FID (Dowson
       and Landau 1982, J. Multivariate Anal. 12). The estimate decreases as the number of rows N grows, so its interval
-      is valid only for this N. This distance is omitted if either set has fewer than 2 D rows, because the covariance
-      of half the rows would be singular.
+      is valid only for this N. This distance is omitted if either set has fewer than 2 D rows, where D is the embedding
+      size, because the covariance of half the rows would be singular.
     - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
-    - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where s is the median distance between
-      embeddings of different real images (Gretton et al. 2012, JMLR 13).
+    - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where d is the distance between two
+      embeddings, and s is the median distance between embeddings of different real images (Gretton et al. 2012,
+      JMLR 13).
 
     `energy_distance` and `mmd` use only pairs of rows with different images. Their estimates are therefore unbiased,
     and may be negative.
@@ -92,9 +93,9 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
 def _number_groups(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Number the groups of both sets consecutively from 0, so that a group has the same number in both sets.
 
-    A group contains all rows that share an image. Groups that are only in the predicted set get the lowest numbers,
-    then groups that are only in the real set, then groups that are in both. Because a row's part is its group number
-    modulo 16, each of these three kinds of groups is spread evenly over the parts.
+    A group contains all rows that share an image. Groups that occur only in the predicted set are numbered first. They
+    are followed by groups that occur only in the real set, and then by groups that occur in both. A row's part is its
+    group number modulo 16, so each of these three kinds of groups is spread evenly over the parts.
 
     Args:
         predicted: group id of each predicted row, `[N]`.
@@ -122,7 +123,10 @@ def _split_into_parts(embeds: np.ndarray, numbers: np.ndarray) -> list[Embedding
 
 
 def _with_interval(distance: Callable[[np.ndarray], float]) -> Interval:
-    """Return the distance between two sets, computed from all rows, with a 95% interval from half-samples.
+    """Return the distance between two sets, computed from all rows, with a 95% confidence interval.
+
+    The 16 parts of each set are split into two halves in 15 balanced ways. The width of the interval is derived from
+    the differences between the distances on the two halves.
 
     Args:
         distance: function that returns the distance between the two sets. Its argument is a mask `[16]` bool, which
@@ -163,8 +167,8 @@ def _pair_sums(
         kernels: kernels by name.
 
     Returns:
-        The sums, keyed by kernel name, and the numbers of pairs. All arrays are `[16, 16]`. Entry (i, j) is for pairs
-        of a row in part i of `first` and a row in part j of `second`.
+        The sums, keyed by kernel name, and the numbers of pairs. All arrays are `[16, 16]`. Entry (i, j) covers the
+        pairs with one row in part i of `first` and the other in part j of `second`.
     """
     sums = {name: np.zeros((_PARTS, _PARTS)) for name in kernels}
     counts = np.zeros((_PARTS, _PARTS))

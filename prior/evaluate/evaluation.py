@@ -76,7 +76,9 @@ def compute_metrics(
 
 
 class SplitScores:
-    """Scores of all predictors on one split, and losses of the prior, collected block by block in any order.
+    """Scores of all predictors on one split, and losses of the prior on this split.
+
+    Blocks of rows can be added in any order.
 
     Args:
         dataset: embeddings.
@@ -149,7 +151,7 @@ class SplitScores:
 
 
 class PredictorScores:
-    """Scores of one predictor on a split. They are summarised when the last block is added."""
+    """Scores of one predictor on a split, summarised once all blocks of evaluated rows have been added."""
 
     def __init__(self, rows: EvaluatedRows, real: EmbeddingSet, settings: EvaluateSettings) -> None:
         self._rows, self._real, self._settings = rows, real, settings
@@ -159,12 +161,12 @@ class PredictorScores:
         self.draws = 0
         """Number of predicted embeddings per row."""
         self.columns: dict[str, np.ndarray] = {}
-        """Per-row values `[N]`, keyed by metric name; empty if the predictor is broken."""
+        """Values of each metric for the N evaluated rows, `[N]`, by metric name; empty if the predictor is broken."""
         self.summary: dict[str, Any] = {}
-        """Means of the per-row metrics, and distances between distributions, with intervals.
+        """Means of the per-row metrics, and distances between distributions, with 95% confidence intervals.
 
-        If the predictions are not finite, or the same for every caption, the dictionary contains only the reason, under
-        the key `broken`. It is empty until the last block is added.
+        If the predictions are broken (not finite, or the same for every caption), the dictionary contains only the key
+        `broken`, whose value is the reason. It is empty until all blocks of evaluated rows have been added.
         """
 
     def add(self, scores: BlockScores) -> None:
@@ -198,7 +200,7 @@ class PredictorScores:
 class LossScores:
     """Losses on a split for one of the prior's sets of weights, such as `ema`.
 
-    The losses are summarised when the last block is added.
+    The losses are summarised once all blocks of evaluated rows have been added.
     """
 
     def __init__(self, rows: EvaluatedRows, settings: EvaluateSettings) -> None:
@@ -206,10 +208,10 @@ class LossScores:
         self._missing = rows.blocks
         self._columns: dict[str, np.ndarray] = {}
         self.summary: dict[str, Any] = {}
-        """Mean loss overall and per timestep bin, with intervals.
+        """Mean loss overall and per timestep bin, with 95% confidence intervals.
 
-        If any loss is not finite, the dictionary contains only the reason, under the key `broken`. It is empty until
-        the last block is added.
+        If any loss is not finite, the dictionary contains only the key `broken`, whose value is the reason. It is empty
+        until all blocks of evaluated rows have been added.
         """
 
     def add(self, scores: BlockScores) -> None:
@@ -247,9 +249,9 @@ def _image_set(dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingSet:
 def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
     """Return the distances between the distribution of training images and the distribution of a split's real images.
 
-    Even a perfect predictor cannot be expected to reach lower distances. Of the training images, at most as many are
-    used as there are real images. If there are fewer training images than real images, `frechet_distance` is left out,
-    because it depends on the number of images.
+    Even a perfect predictor cannot be expected to reach lower distances. The number of training images used is
+    limited to the number of real images. If there are fewer training images than real images, `frechet_distance` is
+    left out, because it depends on the number of images.
     """
     count = len(real.embeds)
     distances = set_distances(EmbeddingSet(training.embeds[:count], training.groups[:count]), real)
@@ -260,7 +262,7 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return the `metrics.json` entries `weights` and `sample`: a variant's weights name and sampling settings.
+    """Return a variant's entries for `metrics.json`: `weights` (name of the weights) and `sample` (sampling settings).
 
     Return an empty dictionary if `variant` is None, as for baselines and given predictions.
     """

@@ -28,9 +28,9 @@ def rows_name(split: str) -> str:
 def evaluate_manifest() -> Manifest:
     """Return the manifest of an empty evaluation folder.
 
-    The manifest contains no settings, because settings that differ from those in a manifest raise an error. Instead, a
-    finished evaluation stores a fingerprint of everything that affects the metrics, including the settings. If the
-    fingerprint changes, the evaluation is computed again.
+    The manifest contains no settings. If it did, evaluating again with different settings would raise an error unless
+    `overwrite` is True. Instead, a finished evaluation stores a fingerprint of everything that affects the metrics,
+    including the settings. If the fingerprint changes, the evaluation is computed again.
     """
     return Manifest(STAGE, {}, input={})
 

@@ -1,4 +1,4 @@
-"""Per-row metrics of predicted embeddings, and their means with 95% intervals, in float64.
+"""Per-row metrics of predicted embeddings, and their means with 95% confidence intervals, in float64.
 
 In array shapes, B is the number of rows, K the number of draws (predicted embeddings) per row, D the embedding size,
 and G the number of gallery images (images searched for recall).
@@ -16,14 +16,14 @@ RECALL_AT = (1, 5, 10)
 SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 """Names of the metrics whose value for each row is 0 or 1, so that their means are proportions."""
 NORMAL_QUANTILE = 1.9600
-"""97.5% quantile of the standard normal distribution, used for two-sided 95% intervals."""
+"""97.5% quantile of the standard normal distribution, used for two-sided 95% confidence intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Mean values of the pseudo-groups (artificial groups of rows) that are added before computing a normal interval.
+"""Mean values of the pseudo-groups (artificial groups of rows) that `_share_interval` adds to the data.
 
 `_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
 _COPY_TOLERANCE = 1e-9
-"""Margin by which a gallery image's cosine to the prediction must exceed the true image's to count as higher.
+"""Difference in cosine similarity above which a gallery image counts as nearer to a prediction than the true image.
 
 Smaller differences are ignored, because the cosines of copies differ by rounding errors (below 1e-15 in float64).
 """
@@ -103,15 +103,16 @@ def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_
 def mean_intervals(
     values: Mapping[str, np.ndarray], groups: np.ndarray, resamples: int, seed: int, *, are_differences: bool = False
 ) -> dict[str, Interval]:
-    """Return the mean of each metric over all rows, with its 95% interval, keyed by metric name.
+    """Return the mean of each metric over all rows, with its 95% confidence interval, keyed by metric name.
 
     Rows that share an image are not independent, so the bootstrap resamples whole groups (cluster bootstrap; Field and
     Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
     the resampled means (Efron 1979, Ann. Statist. 7).
 
     Percentile intervals of the metrics in `SHARES` (proportions) are too narrow if the mean is near 0 or 1. For these
-    metrics, a few pseudo-groups (artificial groups of average size) are added, and a normal interval is computed
-    (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
+    metrics, a few pseudo-groups (artificial groups of average size) are added, and a normal-approximation interval is
+    computed (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat.
+    37).
 
     Args:
         values: column of each metric, `[N]` with one value per row, keyed by metric name.
@@ -139,7 +140,9 @@ def mean_intervals(
 
 
 def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float]) -> tuple[float, float]:
-    """Return the normal 95% interval of a proportion, or of a difference of proportions, after adding pseudo-groups.
+    """Return the 95% confidence interval of a proportion, or of a difference between two proportions.
+
+    Pseudo-groups (artificial groups of rows) are added first. The interval then uses the normal approximation.
 
     Args:
         sums: sum of the values in each group of rows that share an image.

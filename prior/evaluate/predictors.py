@@ -35,7 +35,7 @@ class Predictor(Protocol):
 
 
 PRIOR, RESIDUAL, RANDOM, LOSS = range(4)
-"""Purposes of random numbers: prior sampling, noise for `LinearGaussian`, choice of random images, and losses.
+"""Purposes of random numbers: sampling a prior, `LinearGaussian` noise, choosing random images, computing losses.
 
 `RowNoise` uses independent random streams for different purposes.
 """
@@ -59,7 +59,7 @@ class RowNoise:
         self._shape = shape
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield arrays of normal random numbers without end, each as returned by `draw`."""
+        """Yield the results of successive calls to `draw`, without end."""
         while True:
             yield self.draw()
 

@@ -34,7 +34,10 @@ class EvaluatedRows:
         self.groups = dataset.group_ids[self.rows]
         """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """For each row, position in `rows` of a row with another image, whose caption counts as unrelated: `[N]`."""
+        """Position in `rows`, for each row, of the row whose caption is used as its unrelated caption: `[N]`.
+
+        The two rows have different images, unless all evaluated rows share one image.
+        """
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
         """Positions in `rows` of the gallery images (images searched for recall), `[G]`. Each image occurs once."""

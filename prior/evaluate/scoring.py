@@ -49,7 +49,7 @@ def variants(settings: EvaluateSettings) -> list[Variant]:
 
     The first variant, `prior`, uses `settings.sample` and the first entry of `settings.weights`. It is followed by one
     variant for each further entry of `settings.weights`. The remaining variants each change one sampling setting of
-    `prior` to a value in `settings.sweep`, unless it already has that value.
+    `prior` to a value in `settings.sweep`. Values that `prior` already uses are skipped.
     """
     base, first = settings.sample, settings.weights[0]
     listed = [Variant("prior", first, base)]
@@ -85,9 +85,10 @@ class BlockScores:
     values: dict[str, np.ndarray]
     """Per-row values `[B]`, keyed by metric name or, for losses, by timestep bin."""
     first_draws: np.ndarray
-    """First prediction for each of the block's R rows that are used for distances, `[R, D]`; empty for losses.
+    """First prediction for each row that is used to compute distances, `[R, D]`; empty for losses.
 
-    R is less than B if some of the block's rows are not among the split's first `distance_rows` evaluated rows.
+    D is the embedding size. R is the number of the block's rows that are among the split's first `distance_rows`
+    evaluated rows.
     """
     draws: int = 0
     """Number of predicted embeddings per row; 0 for losses."""
@@ -201,7 +202,8 @@ def row_metrics(
 ) -> dict[str, np.ndarray]:
     """Return the per-row values `[B]` of all metrics that are averaged over rows, keyed by metric name.
 
-    All embeddings must have norm 1.
+    All embeddings must have norm 1. In array shapes, B is the number of rows, K the number of predicted embeddings per
+    row, and D the embedding size.
 
     Args:
         draws: predicted embeddings of each row, `[B, K, D]`.
@@ -227,12 +229,12 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """Return the loss of each row at one random timestep per timestep bin: an array `[B]` for each bin name.
+    """Return the loss of each of B rows at one random timestep per timestep bin: an array `[B]` for each bin name.
 
     The timesteps are divided into `settings.loss_bins` bins of about equal width. A bin is named after its first and
     last timestep, such as `0-99`. If there are more bins than timesteps, empty bins are left out. Noise and timesteps
-    depend only on the row and the seed, so all priors are evaluated with the same noise at the same timesteps. Unlike
-    in training, the text and the noisy image are never dropped.
+    depend only on the row and the seed, so all priors are evaluated with the same noise at the same timesteps. In
+    training, the text or the noisy image may be dropped at random (hidden from the network); here, they never are.
     """
     diffusion, dim = prior.config.diffusion, prior.config.embed_dim
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
@@ -278,7 +280,7 @@ class ScorerMaker:
     def __call__(self) -> Scorer:
         """Open the embeddings and create a scorer for them.
 
-        A file of predictions is opened now. A prior is loaded only when the scorer first needs it.
+        A file of predictions is opened immediately. A prior is loaded only when the scorer first needs it.
         """
         torch.set_num_threads(self.settings.threads)
         dataset = EmbeddingDataset(self.embeddings, self.read, known_files=self.files)

@@ -66,7 +66,7 @@ class EvaluateSettings(DeviceSettings):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed for the choice of rows, the predicted embeddings, the losses, the random baselines and the bootstrap."""
     bootstrap_samples: int = Field(default=1000, ge=100)
-    """Number of bootstrap resamples for the 95% intervals."""
+    """Number of bootstrap resamples for the 95% confidence intervals."""
 
     @field_validator("splits", "weights", "baselines")
     @classmethod

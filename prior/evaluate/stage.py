@@ -1,4 +1,4 @@
-"""The evaluate stage: metrics of a prior and of the baselines on the same rows, with 95% intervals.
+"""The evaluate stage: metrics of a prior and of the baselines on the same rows, with 95% confidence intervals.
 
 The main metric is the energy score, E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, JASA 102). X and X' are
 independent draws for a caption, and y is the caption's true image embedding. Lower is better. The expected score is
@@ -51,7 +51,8 @@ def evaluate(
 
     Args:
         prior: any prior that `load_prior` reads, or a `.npy` file of predictions. The file contains an array
-            `[rows, D]` or `[rows, K, D]` with predictions for all rows of the embeddings, in order.
+            `[N, D]` or `[N, K, D]`: one or K predicted embeddings of size D for each of the N rows of the embeddings,
+            in order.
         embeddings: folder of embedding shards.
         evaluation: folder to write.
         settings: splits, draws, baselines and other settings; None for the defaults.
@@ -116,7 +117,7 @@ def evaluate(
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
-    """Return the entries that identify the embeddings in `metrics.json`, whatever the location of their folder.
+    """Return the `metrics.json` entries that identify the embeddings independently of the location of their folder.
 
     The entries are the content fingerprint, the hash of the CLIP model's weights (None if unknown) and the embedding
     size.

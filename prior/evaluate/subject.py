@@ -163,7 +163,7 @@ class Subject:
 
         Raises:
             InputError: the prior is damaged, lacks one of `weights`, or differs from the embeddings in embedding size,
-                token state width or CLIP model.
+                CLIP model, or size of the token states (per-token text-encoder outputs).
             SettingsError: the prior does not support one of the sampling settings in `samples`.
         """
         if self.is_predictions:
@@ -191,7 +191,9 @@ class Subject:
 
 
 def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
-    """Identify the prior or predictions at a location by kind and content, without loading weights.
+    """Describe the prior or predictions at a location: their kind, content fingerprint and split settings.
+
+    The weights are not loaded.
 
     Args:
         source: location of the prior or predictions.
@@ -236,7 +238,7 @@ def _sha256(fs: Any, location: str, path: str) -> str:
     """Return the SHA-256 of the file `location` in the file system `fs`.
 
     Raises:
-        InputError: the file cannot be read. The message names it as `path`.
+        InputError: the file cannot be read. The message contains `path`, the location of the prior or predictions.
     """
     try:
         with fs.open(location, "rb") as file:

@@ -42,14 +42,14 @@ class GalleryRow:
 
 
 def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions in `images` of the images nearest to each query, nearest first: `[C, count]`.
+    """Return the positions in `images` of the images nearest to each of C queries, nearest first: `[C, count]`.
 
     The nearest images are those with the highest cosine similarity. If `images` has fewer than `count` rows, all of
     them are returned.
 
     Args:
-        queries: embeddings of norm 1 for C queries, `[C, D]`.
-        images: image embeddings of norm 1, `[S, D]`.
+        queries: embeddings of norm 1 for the queries, `[C, D]`, where D is the embedding size.
+        images: embeddings of norm 1 of the S images to search, `[S, D]`.
         count: number of images to return per query.
     """
     return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
@@ -60,7 +60,8 @@ def nearest_images(
 ) -> list[GalleryRow]:
     """Find the images nearest to each caption's text embedding, and those nearest to the prior's prediction for it.
 
-    All images of the dataset are searched. A prediction is one of two sampled embeddings, chosen by `Prior.sample`.
+    All images of the dataset are searched. For each prediction, two embeddings are sampled, and the one with the higher
+    cosine similarity to the text is used; see `Prior.sample`.
 
     Args:
         prior: prior to sample predictions from.
@@ -90,7 +91,7 @@ def nearest_images(
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
     """Read the images with the given keys from a folder of webdataset shards, and return them by key.
 
-    A key for which the folder contains no image has no entry in the result.
+    Keys without an image in the folder are left out of the result.
     """
     store = Store(images)
     pictures: dict[str, Image.Image] = {}
@@ -139,7 +140,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Wrap text to a width in pixels, and return its first five lines."""
+    """Wrap text to a width in pixels, and return at most the first five lines."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

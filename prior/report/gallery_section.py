@@ -98,8 +98,8 @@ def gallery(
             keys are the headings to show above the nearest images.
 
     Returns:
-        HTML fragments, and a list of sentences that say which parts of the gallery are missing. The list is empty if
-        none are.
+        HTML fragments, and a list of sentences that report missing images, or the absence of all captions or all keys.
+        The list is empty if there is nothing to report.
     """
     bank = dataset.take(searched).image_embed
     neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
@@ -137,7 +137,8 @@ class _RowContent:
         """Read the keys, captions, URLs and images of the given rows.
 
         Returns:
-            The content, and a list of sentences that say which parts are missing. The list is empty if none are.
+            The content, and a list of sentences that report missing images, or the absence of all captions or all keys.
+            The list is empty if there is nothing to report.
         """
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
         missing = [] if captions else [f"{dataset.store.url} holds no captions."]

@@ -23,7 +23,7 @@ _MARKERS = ("o", "^")
 """Marker shapes for the series of a scatter plot, used in turn."""
 
 Interval = Mapping[str, float]
-"""Value with its 95% interval, as in `metrics.json`: `value`, `low` and `high`."""
+"""Value with its 95% confidence interval, as in `metrics.json`: `value`, `low` and `high`."""
 
 
 def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -67,7 +67,7 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """Return an SVG plot of a metric, with its intervals, as a function of a setting.
+    """Return an SVG plot of a metric, with its 95% confidence intervals, as a function of a setting.
 
     `values` contains the value of the metric for each value of the setting.
 
@@ -105,7 +105,7 @@ def losses_by_timestep(title: str, losses: Mapping[str, Mapping[str, Interval]])
 
 
 def histograms(title: str, x: str, values: Mapping[str, np.ndarray]) -> str:
-    """Return an SVG plot with a histogram of each series `[N]`. All series use the same bins."""
+    """Return an SVG plot with a histogram of each series of values. All series use the same bins."""
     pooled = np.concatenate(list(values.values()))
     low, high = float(pooled.min()), float(pooled.max())
     edges = np.linspace(low, high if high > low else low + 1e-3, _BINS + 1)

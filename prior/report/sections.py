@@ -36,9 +36,13 @@ _NAMES = {
 }  # fmt: skip
 """Display names of metrics for headings, tables and plots."""
 _SWEPT = {"steps": ("steps", "steps=[4,16,64]"), "guidance_scale": ("guidance scale", "guidance_scales=[1,1.5,3]")}
-"""Axis label and example value (for `--set evaluate.sweep.`) of each sampling setting whose sweep is plotted."""
+"""Sampling settings whose sweeps are plotted, each with its axis label and an example sweep.
+
+If only one value of a setting was evaluated, the report suggests the example sweep, such as
+`--set evaluate.sweep.steps=[4,16,64]`.
+"""
 _REAL = "(real against real)"
-"""Label, in tables and plots, of the distances between training images and real images of the evaluated split."""
+"""Label used in tables and plots for the distances between training images and real images of the split."""
 
 Section = tuple[str, list[str]]
 """Heading and HTML fragments of a section."""
@@ -261,12 +265,12 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
 
 
 def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mapping[str, int] | None = None) -> str:
-    """Return an HTML table of values with intervals: one row per predictor, one column per metric.
+    """Return an HTML table of values with 95% confidence intervals: one row per predictor, one column per metric.
 
     The columns are the metrics of the first predictor. A cell is empty if a predictor has no value for the metric.
 
     Args:
-        values: values with intervals, keyed by predictor and then by metric.
+        values: values with confidence intervals, keyed by predictor and then by metric.
         draws: number of predicted embeddings per row for each predictor; None to omit this column.
     """
     names = list(next(iter(values.values()), {}))

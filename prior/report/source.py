@@ -117,7 +117,8 @@ class ReportSource:
     def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
         """Create the evaluated predictor, and return it with the number of token states that it reads per caption.
 
-        A prior's predictor draws one embedding per row.
+        Token states are per-token text-encoder outputs; the number is 0 for given predictions. The predictor of a prior
+        draws one embedding per row.
         """
         if subject.is_predictions:
             return GivenPredictions(read_predictions(subject.source.path, dataset)), 0

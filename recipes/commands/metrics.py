@@ -8,7 +8,7 @@ from typing import Any
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print one table per split, with the metrics of the prior (or given predictions) and of the baselines.
 
-    The energy score and the cosine similarity to the true image are shown with 95% intervals.
+    The energy score and the cosine similarity to the true image are shown with 95% confidence intervals.
 
     Args:
         metrics: content of `metrics.json`, which the evaluate stage writes.

@@ -64,7 +64,7 @@ def run(
 def _show_plans(planned: list[PlannedStage], as_json: bool) -> None:
     """Print the plans of the stages, as a table or as JSON.
 
-    They are followed by the stages that cannot be planned yet, each with the reason.
+    After the plans, list the stages that cannot be planned yet, each with the reason.
     """
     from ...pipeline.display.terminal import print_json, print_line, print_plans
 

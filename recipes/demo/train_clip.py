@@ -116,6 +116,8 @@ def parse_arguments() -> argparse.Namespace:
 def training_variants(pairs: list[Emoji], count: int, seed: int, cache: Path) -> NDArray[np.uint8]:
     """Return `count` (V) distorted versions of each pair's picture, as a memory-mapped array (V, N, S, S, 3).
 
+    N is the number of pairs, and S the side length of an image in pixels.
+
     The first call draws the pictures and stores them in the folder `cache`. Later calls with the same number of pairs,
     `count` and `seed` load the stored pictures.
     """
@@ -139,7 +141,7 @@ def distorted(code: str, count: int, seed: int) -> NDArray[np.uint8]:
     changes are not used, because captions name directions and colours.
 
     Returns:
-        (V, S, S, 3) pixels.
+        (V, S, S, 3) pixels, where S is the side length of an image.
     """
     random = np.random.default_rng([seed, *hashlib.sha256(code.encode()).digest()])
     original = render(code, max(IMAGE_SIZES))
@@ -174,7 +176,7 @@ def train(pairs: list[Emoji], variants: NDArray[np.uint8], arguments: argparse.N
 
     Args:
         pairs: all N pairs, including those held out.
-        variants: distorted pictures of all pairs, (V, N, S, S, 3).
+        variants: V distorted pictures of each pair, with sides of S pixels: (V, N, S, S, 3).
         arguments: command-line arguments of the script.
 
     Returns:
@@ -257,8 +259,8 @@ def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.r
     """Return a random variant of each row's picture, shifted by up to 2 pixels and normalised, with noise added.
 
     Args:
-        variants: distorted pictures of all pairs, (V, N, S, S, 3).
-        rows: row numbers of the pairs in the batch, (B,).
+        variants: V distorted pictures of each of N pairs, with sides of S pixels: (V, N, S, S, 3).
+        rows: row numbers of the B pairs in the batch, (B,).
         random: random number generator for the choice of variants and the shifts.
 
     Returns:
@@ -280,8 +282,8 @@ def contrastive_loss(model: open_clip.CLIP, images: Tensor, tokens: Tensor) -> T
 
     Args:
         model: CLIP model.
-        images: (B, 3, S, S) normalised pixels.
-        tokens: (B, C) token IDs.
+        images: (B, 3, S, S) normalised pixels of B images with sides of S pixels.
+        tokens: (B, C) token IDs of their captions, C per caption.
     """
     with torch.autocast("cpu", torch.bfloat16):
         image_embed = model.encode_image(images)
@@ -326,7 +328,7 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(pairs: list[Emoji], folder: Path, images: Path) -> dict[str, float]:
-    """Measure text-to-image recall, and the mean cosine similarity of captions and pictures, with stored weights.
+    """Evaluate a stored model: text-to-image recall, and mean cosine similarity between captions and pictures.
 
     For recall, each caption is compared with all N pictures: those used for training and those held out.
 
