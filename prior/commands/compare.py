@@ -18,7 +18,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluations metric by metric, as differences from the first evaluation with 95% intervals.
+    """Compare evaluations: each metric's difference from the first evaluation, with a 95% confidence interval.
 
     Example: priorkit compare data/evaluation runs/wider/evaluation
     """

@@ -96,7 +96,7 @@ def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
 def check_sampling(
     network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
-    """Check that a prior with the given settings can be sampled with the settings in `sample`.
+    """Check that a prior with the given settings supports the sampling settings in `sample`.
 
     Args:
         network: network settings of the prior.

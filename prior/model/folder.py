@@ -182,6 +182,7 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
     """Read the newest undamaged checkpoint with the given settings fingerprint (hash of the training settings).
 
     Return None if no checkpoint has this fingerprint.
+
     Raises:
         InputError: at least one checkpoint is damaged, and no undamaged checkpoint has the given fingerprint.
     """

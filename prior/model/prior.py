@@ -119,19 +119,20 @@ class Prior:
         generator: torch.Generator | None = None,
         noise: Iterable[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Sample one image embedding per caption, and return the embeddings as `[B, D]` float32 on the CPU.
+        """Sample one image embedding for each of B captions.
 
-        The noise for a caption depends only on `seed` and on the caption's number. A list of captions can therefore be
-        split over several calls without changing the result; see `first`.
+        The noise for a caption depends only on `seed`, `num_candidates` and the caption's number. A list of captions
+        can therefore be split over several calls without changing the result; see `first`.
 
         Args:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.
-            text_embed: `[B, D]` text embeddings, with any norm.
-            token_states: `[B, T, W]` token states, padded with rows of zeros; needed if the prior uses token states.
+            text_embed: text embeddings with any norm, one row per caption.
+            token_states: token states (per-token text-encoder outputs) `[B, T, W]`: T states of width W per caption,
+                padded with rows of zeros. Required with `text_embed` if the prior uses token states.
             num_candidates: number of embeddings to draw per caption. The one with the highest cosine similarity to the
                 text is returned, or the first one if text and image embeddings have different sizes.
             guidance_scale: 1 uses the text as in training; larger values amplify its effect.
-            guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also scales the norm of the samples.
+            guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also changes the norm of the samples.
             steps: number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
                 `dalle2-ddim` makes one evaluation fewer.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
@@ -139,9 +140,13 @@ class Prior:
             first: number of the first caption in this call, counted from 0. If captions are sampled in several calls,
                 pass the number of captions that earlier calls sampled.
             generator: random generator that supplies the noise. If given, `seed` is ignored.
-            noise: tensors `[B * num_candidates, D]` to use instead of random noise, with the candidates of a caption
-                adjacent. The first tensor is the initial noise. Each step that adds noise takes another tensor. `ddpm`
-                takes a tensor at every step, even at the last step, where the noise is multiplied by 0.
+            noise: tensors `[B * num_candidates, D]` to use instead of random noise, where D is the size of image
+                embeddings. The rows for the candidates of a caption must be adjacent. The first tensor is the initial
+                noise. Each step that adds noise takes another tensor. `ddpm` takes a tensor at every step, even at the
+                last step, where the noise is multiplied by 0.
+
+        Returns:
+            The embeddings, one row per caption, `[B, D]` float32 on the CPU.
 
         Raises:
             SettingsError: a setting is out of range, or not exactly one of `prompts` and `text_embed` is given.
@@ -205,7 +210,7 @@ class Prior:
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
     ) -> torch.Tensor:
-        """Sample K embeddings for each of B captions, and return all of them as `[B, K, D]` float32 on the CPU.
+        """Sample K embeddings of size D for each of B captions. Return all of them as `[B, K, D]` float32 on the CPU.
 
         Args:
             text_embed, token_states: encoded captions, as for `sample`, but as tensors.
@@ -250,8 +255,8 @@ class Prior:
     def _checked(self, noise: Iterator[torch.Tensor], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Yield each noise tensor as float32 on this prior's device, after checking its shape.
 
-        If `init_clamp` is set, each row of the first tensor (the initial noise) is rescaled to the norm that image
-        embeddings have in network space.
+        If `init_clamp` is set, each row of the first tensor (the initial noise) is rescaled to the norm that the
+        normaliser gives to image embeddings.
 
         Raises:
             SettingsError: a tensor has the wrong shape, or the sampler needs more tensors than `noise` yields.
@@ -269,8 +274,9 @@ class Prior:
         """Check text inputs, and return them in the form that the network expects: on the prior's device, as float32.
 
         Args:
-            text_embed: text embeddings `[B, D]`, which are scaled to norm 1.
-            token_states: token states `[B, T, W]`. They are ignored if the prior uses none.
+            text_embed: text embeddings of B captions, `[B, text_dim]`. They are scaled to norm 1.
+            token_states: token states (per-token text-encoder outputs) `[B, T, W]`: T states of width W per caption.
+                They are ignored if the prior uses none.
 
         Raises:
             SettingsError: a shape does not fit this prior, or the prior needs token states and `token_states` is None.
@@ -297,8 +303,9 @@ class Prior:
         """Encode captions with the prior's CLIP model.
 
         Returns:
-            Text embeddings `[B, D]`, and token states `[B, T, W]` padded with rows of zeros. The second value is None
-            if the prior uses no token states.
+            Text embeddings, one row for each of B captions, and token states (per-token text-encoder outputs)
+            `[B, T, W]`: T states of width W per caption, padded with rows of zeros. The second value is None if the
+            prior uses no token states.
         """
         uses_tokens = self.network.takes_token_states
         text = self.text_encoder.encode_texts(prompts, token_states=uses_tokens)

@@ -45,9 +45,10 @@ class Sampled:
 
 @contextlib.contextmanager
 def _nothing_written(output: Path) -> Iterator[None]:
-    """Context manager that replaces KeyboardInterrupt with an Interrupted error, whose message explains the state.
+    """Context manager that replaces KeyboardInterrupt with an Interrupted error.
 
-    The message says that `output` was not written, and that the same command starts from the beginning.
+    The error message says that `output` was not written, and that running the same command again starts from the
+    beginning.
     """
     try:
         yield

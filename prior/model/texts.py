@@ -113,10 +113,10 @@ class CaptionFile:
 
 
 class StoredArray:
-    """Text embeddings `[N, D]` in a `.npy` file, for a prior that uses no token states.
+    """Text embeddings in a `.npy` file with one row per text, for a prior that uses no token states.
 
     Raises:
-        InputError: the file does not exist, or does not hold a two-dimensional array of a supported float dtype.
+        InputError: the file does not exist, or does not contain a two-dimensional array of a supported float dtype.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,8 +1,8 @@
 """Cache of attention keys and values for encoded texts.
 
-All sampling steps share the cache, and so do all draws (the noisy image embeddings of a text).
+The cache is shared by all sampling steps, and by all draws (noisy image embeddings) of a text.
 
-Dimensions: B number of texts or rows, K draws per row, P positions, A head width.
+Dimensions: B texts or rows, K draws per row, P positions, A head width.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from .positions import Positions
 
 
 class KeysValues(NamedTuple):
-    """Attention keys and values of one layer, for a run of consecutive positions.
+    """Attention keys and values of one layer, for B rows of P consecutive positions.
 
     All query heads share the same keys and values (multi-query attention).
     """
 
     keys: torch.Tensor
-    """Keys `[B, P, A]` after rotary embedding. They are L2-normalised if the layer uses cosine attention."""
+    """Keys after rotary embedding, `[B, P, A]`: one vector of width A (the head width) per row and position.
+
+    They are L2-normalised if the layer uses cosine attention.
+    """
     values: torch.Tensor
-    """Values `[B, P, A]`."""
+    """Values `[B, P, A]`: one vector of width A (the head width) per row and position."""
 
     def append(self, other: KeysValues) -> KeysValues:
         """Return keys and values for the positions of `self` followed by the positions of `other`.
@@ -36,10 +39,12 @@ class KeysValues(NamedTuple):
         return KeysValues(_join(self.keys, other.keys), _join(self.values, other.values))
 
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
-        """Return keys and values with one row per draw, for attention from the tokens of the draws to their texts.
+        """Return the keys and values of the text that each draw uses, with one row per draw.
 
-        A draw is one noisy image embedding. A batch has B rows with K draws each, and `draws` says which text each draw
-        uses. `self` has shape `[texts, P, A]`, with one row per encoded text. The result has shape `[B * K, P, A]`.
+        A draw is one noisy image embedding, and its tokens attend to the tokens of its text. A batch has B rows with K
+        draws each, and `draws` says which text each draw uses. The keys and values of `self` have the shape
+        `[texts, P, A]`, with one row per encoded text (P positions, head width A). Those of the result have the shape
+        `[B * K, P, A]`.
         """
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 

@@ -1,6 +1,7 @@
 """Cached values that are computed from a network's weights, and detection of weight changes.
 
-Examples of such values are weights packed for fast products, and the attention keys and values of learned padding.
+Examples of such values are weights packed for fast matrix products, and the attention keys and values of learned
+padding.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class FunctionVersion:
         """Parse a DALLE2-pytorch release number such as `1.15.6`. A missing patch number counts as 0.
 
         Raises:
-            ValueError: the text is not a release number, or the release is not supported. Supported are releases from
-                0.23.3 to 1.15.6, except 1.11.0, which trained `v` with the wrong sign.
+            ValueError: the text is not a release number, or the release is not supported. All releases from 0.23.3 to
+                1.15.6 are supported, except 1.11.0, which trained `v` prediction on targets with the wrong sign.
         """
         if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}", text):
             raise ValueError(f"{text!r} is not a release of dalle2-pytorch, such as 1.15.6")
@@ -79,10 +79,11 @@ class FunctionVersion:
 
     @property
     def self_cond_before_query(self) -> bool:
-        """True if the self-conditioning token is followed by the query, the last token. The prediction is read there.
+        """True if, with self-conditioning, the last two tokens are the self-conditioning token and the query.
 
-        False for releases before 1.12.1, which use no query if self-conditioning is enabled. Their sequence then ends
-        with a second copy of the image tokens and the self-conditioning token, at which the prediction is read.
+        The prediction is then read at the query. False for releases before 1.12.1, which use no query if
+        self-conditioning is enabled. Their token sequence then ends with a second copy of the image tokens, followed by
+        the self-conditioning token, at which the prediction is read.
         """
         return self.release >= (1, 12, 1)
 
@@ -90,8 +91,9 @@ class FunctionVersion:
     def has_null_tokens(self) -> bool:
         """True if classifier-free guidance can drop texts and images, by replacing them with learned vectors.
 
-        The vectors replace the token states of a text and the tokens of a noisy image. Some releases also replace the
-        text's pooled embedding; see `has_null_text`. If false, neither texts nor images can be dropped.
+        The vectors replace the token states (per-token text-encoder outputs) of a dropped text, and the tokens of a
+        dropped noisy image. Some releases also replace the text's pooled embedding; see `has_null_text`. If false,
+        neither texts nor images can be dropped.
         """
         return self.release >= (1, 9, 0)
 

@@ -22,12 +22,18 @@ from .linear import Linear
 
 @dataclass(frozen=True)
 class Condition:
-    """Text input that a prediction is conditioned on: CLIP text embeddings of B captions and, if used, token states."""
+    """Text input that a prediction is conditioned on, for B captions.
+
+    It consists of CLIP text embeddings and, if the network uses them, token states (per-token text-encoder outputs).
+    """
 
     text_embed: torch.Tensor
-    """Pooled text embeddings `[B, D]`. Networks expect L2-normalised embeddings."""
+    """Pooled text embeddings `[B, D]`, where D is their size. Networks expect L2-normalised embeddings."""
     token_states: torch.Tensor | None
-    """Text encoder states per token, `[B, T, W]`, padded with zeros; None if the network uses no token states."""
+    """Token states `[B, T, W]`: T vectors of width W per caption, padded with zeros.
+
+    None if the network uses no token states.
+    """
 
     def take(self, indices: torch.Tensor) -> Condition:
         """Return the condition for the captions at the given indices."""
@@ -57,7 +63,7 @@ class DrawnTexts:
 
 
 P = TypeVar("P")
-"""Type variable for a class that implements `Prefix` and whose methods return instances of that class."""
+"""Type variable for a class that implements `Prefix`: its methods return instances of the class itself."""
 
 
 class Prefix(Protocol):
@@ -128,10 +134,10 @@ class Network(nn.Module, abc.ABC):
 
         Args:
             text_embed: pooled text embeddings `[B, text_dim]`.
-            token_states: `[B, T', W]` for any T', padded with rows of zeros. Only the first `max_text_len` states of a
-                text are used. None if the network takes no token states.
-            drop_text: `[B]` bool; True for texts to drop, which means that learned vectors replace them. None drops no
-                text.
+            token_states: per-token outputs of the text encoder, `[B, T', W]`, padded with rows of zeros. T' may be any
+                number of states per text, but only the first `max_text_len` are used. W is `token_width`. None if the
+                network takes no token states.
+            drop_text: `[B]` bool; True for texts to drop. Learned vectors replace dropped texts. None drops no text.
 
         Raises:
             ValueError: `token_states` is None but the network takes token states, or `drop_text` is given but the
@@ -155,10 +161,10 @@ class Network(nn.Module, abc.ABC):
 
         Args:
             prefix: B texts, encoded by `prefix` of this network.
-            noisy_image_embed: noisy image embeddings `[N, D]`.
+            noisy_image_embed: noisy image embeddings `[N, D]`, where D is `embed_dim`.
             timesteps: `[N]` int64. If all draws of each text share one timestep, pass `[B]` instead, which is faster.
             drop_image: `[N]` bool; True for noisy images to replace with a learned vector. None drops no image.
-            self_cond: `[N, D]` earlier estimates of x0. None means zeros.
+            self_cond: earlier estimates of x0, `[N, D]`. If None, zeros are used.
 
         Returns:
             The predictions, `[N, D]`.
@@ -176,17 +182,17 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Encode texts, and predict x0, eps or v for all N draws (noisy image embeddings) of a training batch.
+        """Encode texts, and predict x0, eps or v for all draws (noisy image embeddings) of a training batch.
 
         Draws of the same text may have different timesteps.
 
         Args:
             text_embed, token_states, drop_text: texts to encode, as for `prefix`.
             draws: mapping from each draw to the encoded text that it uses.
-            noisy_image_embed, timesteps, drop_image, self_cond: values for each draw, N rows each, as for `suffix`.
+            noisy_image_embed, timesteps, drop_image, self_cond: one row per draw, as for `suffix`.
 
         Returns:
-            The predictions, `[N, D]`.
+            The predictions, `[N, D]` (N draws in total, embedding size D).
         """
         texts = self.prefix(text_embed, token_states, drop_text).take(draws.indices(timesteps.device))
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
@@ -202,9 +208,12 @@ class Network(nn.Module, abc.ABC):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[B, D]`, from one noisy image embedding per text.
+        """Encode texts, and predict x0, eps or v from one noisy image embedding per text.
 
         See `prefix` and `suffix` for the arguments.
+
+        Returns:
+            The predictions, `[B, D]` (B texts, embedding size D).
         """
         texts = self.prefix(text_embed, token_states, drop_text)
         return self.suffix(texts, noisy_image_embed, timesteps, drop_image=drop_image, self_cond=self_cond)
@@ -228,7 +237,7 @@ class Network(nn.Module, abc.ABC):
                 module.clear_derived()
 
     def compile_layers(self) -> None:
-        """Compile the network's layers with torch.compile, for networks that override this method.
+        """Compile the network's layers with torch.compile, if the network supports it.
 
-        The default implementation does nothing.
+        The default implementation does nothing. Networks that support compilation override it.
         """

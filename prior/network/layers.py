@@ -1,9 +1,10 @@
-"""Layers of the prior network, and functions that run them in training, or with a cache in sampling.
+"""Layers of the prior network, and functions that run them: without a cache for training, with one for sampling.
 
 A draw is one noisy image embedding of a text.
 
-Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C width of the token
-stream, H heads, A head width, M total number of tokens in a training step.
+Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C stream width (width
+of the token stream), H heads, A head width, M tokens in a training step. In training, each draw has its own row, so L
+is the number of tokens per draw.
 """
 
 from __future__ import annotations
@@ -31,23 +32,31 @@ class Blocks(NamedTuple):
 
     The sequence consists of two or three blocks:
 
-    - learned padding, which replaces missing token states; a separate block only if it is the same for all texts
+    - learned padding, which replaces missing token states (per-token text-encoder outputs). This block exists only if
+      the padding is the same for all texts. Otherwise, any padding is part of the texts.
     - texts
-    - draws (noisy image embeddings). The tokens of a draw follow those of its text: timestep, noisy image and query.
+    - draws (noisy image embeddings). The tokens of a draw are timestep, noisy image and query. Their positions follow
+      those of the draw's text.
 
-    All blocks are joined into one sequence `[1, M, ...]`. Each linear layer then computes a single matrix product and a
-    single weight gradient.
+    All blocks are joined into one sequence `[1, M, ...]`, where M is the total number of tokens. Each linear layer then
+    computes a single matrix product and a single weight gradient.
     """
 
     shapes: list[tuple[int, int]]
-    """Number of rows and number of tokens per row, for each block: `(1, padding)`, `(texts, L)`, `(draws, L)`."""
+    """Number of rows and number of tokens per row, for each block.
+
+    The padding has one row, the texts have one row per text, and the draws have one row per draw.
+    """
     positions: list[Positions]
     """Attention bias and rotary embedding of each block."""
     draws: DrawnTexts
     """For each draw (one noisy image embedding of a text), the index of the text that it attends to."""
 
     def rotation(self) -> torch.Tensor | None:
-        """Return the rotary embedding of all joined tokens, `[M, 1, rotated / 2]`, or None if the network uses none."""
+        """Return the rotary embedding of all joined tokens, or None if the network uses none.
+
+        The shape is `[M, 1, rotated / 2]`: for each of M tokens, one complex number per pair of rotated coordinates.
+        """
         rotations = []
         for (rows, _), (_, rotation) in zip(self.shapes, self.positions, strict=True):
             if rotation is None:
@@ -56,13 +65,16 @@ class Blocks(NamedTuple):
         return torch.cat(rotations)
 
     def split(self, joined: torch.Tensor) -> list[torch.Tensor]:
-        """Split a joined sequence `[1, M, ...]` into blocks `[rows, tokens, ...]`. This is the inverse of `join`."""
+        """Split a joined sequence `[1, M, ...]` of all M tokens into blocks `[rows, tokens, ...]`.
+
+        This is the inverse of `join`.
+        """
         pieces = torch.split(joined[0], [rows * tokens for rows, tokens in self.shapes])
         return [piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 
 def join(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join blocks `[rows, tokens, ...]` into one sequence `[1, M, ...]`."""
+    """Join blocks `[rows, tokens, ...]` into one sequence `[1, M, ...]` of all M tokens."""
     return torch.cat([block.flatten(0, 1) for block in blocks])[None]
 
 
@@ -79,7 +91,7 @@ class LayerNorm(nn.Module):
         self.shape, self.stable = (width,), stable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension of `[..., C]`. Return float64 for float64 inputs, and float32 otherwise."""
+        """Normalise x `[..., C]` over its last dimension. Return float64 for float64 inputs, and float32 otherwise."""
         x = x if x.dtype == torch.float64 else x.float()
         if self.stable:
             x = x / x.amax(dim=-1, keepdim=True).detach()
@@ -102,7 +114,10 @@ class FeedForward(nn.Module):
         self.to_stream = Linear(inner, width)
 
     def forward(self, stream: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output `[B, L, C]` for the token stream `[B, L, C]`. The caller adds it to the stream."""
+        """Return the layer's output for a token stream. The caller adds the output to the stream.
+
+        Both have the shape `[B, L, C]` (B rows of L tokens, stream width C).
+        """
         value, gate = self.to_inner.halves(self.norm(stream))  # each (B, L, inner)
         output: torch.Tensor = self.to_stream(self.dropout(self.inner_norm(value * F.silu(gate))))
         return output
@@ -136,13 +151,14 @@ class Attention(nn.Module):
         attend to this padding and to their text.
 
         Args:
-            stream: token stream `[1, M, C]`, with all blocks joined.
+            stream: token stream of all blocks joined, `[1, M, C]` (M tokens in all, stream width C).
             blocks: layout of the token stream.
             rotation: result of `Blocks.rotation`, computed once for all layers.
-            draws_only: return only the output for the draws.
+            draws_only: return only the outputs at the tokens of the draws.
 
         Returns:
-            The output that the caller adds to the stream: `[1, M, C]`, or `[draws, L, C]` if `draws_only` is true.
+            The output that the caller adds to the stream. The shape is `[1, M, C]`, or `[draws, L, C]` (L tokens per
+            draw) if `draws_only` is true.
         """
         query, joined = self._project(stream, rotation)
         queries, keys, values = blocks.split(query), blocks.split(joined.keys), blocks.split(joined.values)
@@ -166,7 +182,7 @@ class Attention(nn.Module):
         """Compute attention for the new tokens in `stream`, which follow the cached positions.
 
         Args:
-            stream: token stream `[B, L, C]`.
+            stream: token stream `[B, L, C]`: L new tokens for each of B texts, stream width C.
             positions: attention bias and rotary embedding of the new tokens.
             before: keys and values of the cached positions, for B texts or for one text that all rows share. None if
                 `stream` starts the sequence.
@@ -188,7 +204,10 @@ class Attention(nn.Module):
         return query, (self._null_position(local.keys) if before is None else before).append(local)
 
     def _project(self, stream: torch.Tensor, rotation: torch.Tensor | None) -> tuple[torch.Tensor, KeysValues]:
-        """Project the token stream to queries `[B, L, H, A]`, and to keys and values `[B, L, A]`."""
+        """Project the token stream to queries `[B, L, H, A]`, and to keys and values `[B, L, A]`.
+
+        B is the number of rows, L the number of tokens per row, H the number of heads, and A the head width.
+        """
         qkv = self.to_qkv(self.norm(stream)).unflatten(-1, (self.heads + 2, self.head_width))
         exact = qkv if qkv.dtype == torch.float64 else qkv.float()
         query_key = exact[..., :-1, :]  # the key is processed like an additional query head
@@ -209,10 +228,15 @@ class Attention(nn.Module):
         return KeysValues(self._direction(key).expand(rows), value.expand(rows))
 
     def _attend(self, query: torch.Tensor, known: KeysValues, bias: torch.Tensor) -> torch.Tensor:
-        """Return the attention output `[B, L, H * A]` for queries `[B, L, H, A]` and the keys and values in `known`.
+        """Compute the attention of queries `[B, L, H, A]` to the keys and values in `known`.
 
-        The queries of all tokens and heads of a text are treated as L * H queries of a single head. Keys and values
-        therefore need not be repeated for each head or draw. `bias` masks positions that a query must not attend to.
+        B is the number of rows, L the number of tokens per row, H the number of heads, and A the head width. The
+        queries of all tokens and heads of a row are treated as L * H queries of a single head. Keys and values
+        therefore need not be repeated for each head or draw. `bias` is added to the attention logits, and masks
+        positions that a query must not attend to.
+
+        Returns:
+            The attention output, `[B, L, H * A]`.
         """
         batch, length, heads, width = query.shape
         dropout = self.dropout if self.training else 0.0
@@ -237,16 +261,16 @@ Layer = tuple[Attention, FeedForward]
 
 
 def run_training(stream: torch.Tensor, blocks: Blocks, layers: Sequence[Layer], *, checkpointed: bool) -> torch.Tensor:
-    """Run all layers on the joined tokens of a training batch, and return the output for the draws.
+    """Run all layers on a training batch, and return the outputs at the draws (noisy image embeddings).
 
     Args:
-        stream: token stream `[1, M, C]`, with all blocks joined.
+        stream: token stream of all blocks joined, `[1, M, C]` (M tokens in all, stream width C).
         blocks: layout of the token stream.
         layers: layers to run, in order.
         checkpointed: True to recompute each layer's activations in the backward pass instead of storing them.
 
     Returns:
-        Output of the last layer for the tokens of the draws, `[draws, L, C]`.
+        Output of the last layer at the tokens of the draws, `[draws, L, C]` (L tokens per draw).
     """
     rotation = blocks.rotation()
     for number, layer in enumerate(layers, start=1):
@@ -271,13 +295,16 @@ def _train_layer(
 
 
 def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, layers: Sequence[Layer]) -> torch.Tensor:
-    """Run all layers on the tokens that follow encoded texts, and return the output of the last layer, `[B, L, C]`.
+    """Run all layers on the tokens that follow B encoded texts, with the keys and values of the texts from a cache.
 
     Args:
-        stream: tokens `[B, L, C]`.
+        stream: tokens `[B, L, C]`: L tokens that follow each text, stream width C.
         positions: attention bias and rotary embedding of these tokens.
         cache: keys and values of the B texts in every layer. It is not changed.
         layers: layers to run, in order.
+
+    Returns:
+        Output of the last layer, `[B, L, C]`.
     """
     for (attention, feed_forward), before in zip(layers, cache.layers, strict=True):
         attended, _ = attention.forward_cached(stream, positions, before)
@@ -289,13 +316,13 @@ def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, l
 def fill_cache(
     stream: torch.Tensor, positions: Positions, cache: PrefixCache | None, layers: Sequence[Layer]
 ) -> PrefixCache:
-    """Run the layers on tokens, and return a cache with the keys and values of all positions so far.
+    """Run the layers on new tokens, and return a cache with the keys and values of all positions so far.
 
     Args:
-        stream: tokens `[B, L, C]`.
-        positions: attention bias and rotary embedding of these tokens.
-        cache: cache of the positions before the tokens, for B texts or for one text that all rows share. None if the
-            tokens start the sequence. It is not changed.
+        stream: new tokens `[B, L, C]`: L tokens for each of B texts, stream width C.
+        positions: attention bias and rotary embedding of the new tokens.
+        cache: cache of the positions that precede the new tokens, for B texts or for one text that all rows share. None
+            if the new tokens start the sequence. It is not changed.
         layers: layers to run, in order.
     """
     filled = []

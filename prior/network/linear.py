@@ -14,7 +14,7 @@ from .derived import Derived
 _PACKED_ROWS = 64
 """Number of input rows for which oneDNN optimises the layout of a packed weight.
 
-For inputs of 1 to 1,028 rows, 64 gave faster matrix products than 1 and 12.
+For inputs of 1 to 1,028 rows, 64 gave faster matrix products than 1 or 12 did.
 """
 
 

@@ -144,7 +144,10 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, from the texts in a cache that `prefix` returned; see `Network.suffix`."""
+        """Predict x0, eps or v for noisy image embeddings, using the cache that `prefix` returned for their texts.
+
+        See `Network.suffix` for the arguments and the result.
+        """
         assert isinstance(prefix, PrefixCache)
         tokens, lengths = self._suffix_tokens(prefix.texts, noisy_image_embed, timesteps, drop_image, self_cond)
         if lengths not in prefix.positions:
@@ -164,7 +167,7 @@ class PriorNetwork(Network):
         drop_image: torch.Tensor | None = None,
         self_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict x0, eps or v, `[N, D]`, for a training batch; see `Network.predict_draws`.
+        """Predict x0, eps or v for a training batch; see `Network.predict_draws`.
 
         Each layer processes the tokens of all texts and draws in one call, so each weight gradient is computed only
         once. No cache is used.
@@ -210,22 +213,26 @@ class PriorNetwork(Network):
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Run the layers on tokens, and return a cache of the keys and values of `before` and of these tokens.
+        """Run the layers on new tokens, and return a cache that holds the positions of `before` and the new tokens.
 
         Args:
-            tokens: tokens `[B, L, C]` of B texts.
-            before: cache with a single row of earlier tokens, which precedes the tokens of every text. None if
+            tokens: new tokens `[B, L, C]`: L tokens for each of B texts, stream width C.
+            before: cache with a single row of earlier tokens, which precedes the new tokens of every text. None if
                 there are no earlier tokens.
         """
         positions = self._positions(0 if before is None else before.tokens, 0, 1, tokens.shape[1])
         return fill_cache(self.norm_in(tokens), positions, before, self._layers())
 
     def _prediction(self, stream: torch.Tensor, lengths: tuple[int, int, int]) -> torch.Tensor:
-        """Compute the prediction of each draw, `[N, D]`, from the last layer's output at the draw's last token.
+        """Compute the prediction for each draw from the last layer's output at the draw's last token.
 
         Args:
-            stream: output of the last layer `[texts, L, C]`, with all draws of a text concatenated.
-            lengths: the three lengths that `_suffix_tokens` returns.
+            stream: output of the last layer, `[texts, L, C]`: L tokens per text (all draws of the text concatenated),
+                stream width C.
+            lengths: the three lengths from `_suffix_tokens`, which describe the layout of the L tokens.
+
+        Returns:
+            The predictions, `[N, D]` (N draws in total, embedding size D).
         """
         shared, _, tokens = lengths
         last = stream[:, shared:].reshape(-1, tokens, self.width)[:, -1]  # (N, C)
@@ -235,7 +242,11 @@ class PriorNetwork(Network):
     def _prefix_tokens(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None, drop_text: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the tokens `[B, P, C]` of B texts: padded token states, if the network takes any, then pooled text."""
+        """Return the tokens of B texts, `[B, P, C]` (P tokens per text, stream width C).
+
+        If the network takes token states, their padded tokens come first. The tokens of the pooled text embedding
+        follow.
+        """
         if drop_text is not None and not self.function.has_null_tokens:
             raise ValueError(f"the function of dalle2-pytorch {self.function} cannot drop the text")
         text: torch.Tensor = self.to_text(text_embed)  # (B, num_text_embeds, C)
@@ -257,8 +268,8 @@ class PriorNetwork(Network):
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """Return the tokens that follow each text, and three lengths that describe their layout.
 
-        The tokens have the shape `[texts, L, C]`, with all draws (noisy image embeddings) of a text concatenated. The
-        lengths are:
+        The tokens have the shape `[texts, L, C]`: L tokens per text, with all draws (noisy image embeddings) of the
+        text concatenated, and stream width C. The lengths are:
 
         - the number of tokens that all draws of a text share: the timestep tokens if the draws have the same timestep,
           otherwise 0
@@ -289,9 +300,10 @@ class PriorNetwork(Network):
         return positions._replace(bias=positions.bias.to(self.attention[0].to_qkv.weight.dtype))  # type: ignore[union-attr, arg-type]
 
     def _last_tokens(self, image: torch.Tensor, self_cond: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens that follow the image tokens, as a list of tensors `[N, _, C]`.
+        """Return the tokens that follow the image tokens of N draws.
 
-        The prediction is read at the last token. The tokens are:
+        Each tensor in the list has the shape `[N, count, C]`: `count` tokens per draw, stream width C. The network's
+        prediction is read at the last token. The tokens are:
 
         - without self-conditioning: the query
         - with self-conditioning: the self-conditioning token, then the query
@@ -305,10 +317,19 @@ class PriorNetwork(Network):
         return [estimate, query] if self.function.self_cond_before_query else [image, estimate]
 
     def _token_states(self, token_states: torch.Tensor, drop_text: torch.Tensor | None) -> torch.Tensor:
-        """Project token states `[B, T', W]` to the T tokens of each text, `[B, T, C]`.
+        """Convert the token states (per-token text-encoder outputs) of B texts to tokens.
 
-        States after the first T are ignored. Learned vectors replace missing states (rows of zeros), and all states of
-        the texts for which `drop_text` is true.
+        Each state is projected to one token. Learned vectors replace missing states, and all states of the texts for
+        which `drop_text` is true.
+
+        Args:
+            token_states: `[B, T', W]` (T' states per text, each of width W). A row of zeros is a missing state. States
+                after the first T (`max_text_len`) are ignored. If T' is below T, the last T - T'
+                states are missing.
+            drop_text: `[B]` bool, or None to drop no text.
+
+        Returns:
+            The tokens, `[B, T, C]` (stream width C).
         """
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))

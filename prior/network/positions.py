@@ -25,14 +25,16 @@ class Positions(NamedTuple):
     """Attention bias, including the causal mask, and rotary embedding for the L tokens of a text."""
 
     bias: torch.Tensor
-    """Bias `[L * H, P + L]` added to attention logits; -inf for positions that a token must not attend to.
+    """Bias added to attention logits; -inf for positions that a token must not attend to.
 
-    There is one row per query token and head, and one column per key. P includes the null position.
+    The shape is `[L * H, P + L]`, with one row per query (L tokens with H heads each) and one column per key. The keys
+    are P cached positions, including the null position, and then the L tokens.
     """
     rotation: torch.Tensor | None
-    """Unit complex numbers `[L, 1, rotated / 2]` that multiply pairs of coordinates of queries and keys.
+    """Rotary embedding: complex numbers of absolute value 1; None if the network uses no rotary embedding.
 
-    None if the network uses no rotary embedding.
+    In each query and key, `rotated` coordinates are grouped into pairs. Each pair is treated as a complex number and
+    multiplied by one of these values. The shape is `[L, 1, rotated / 2]` for L tokens.
     """
 
 
@@ -74,11 +76,15 @@ class PositionEncoding(nn.Module):
         return Positions(bias.transpose(1, 2).flatten(0, 1), self._rotation(places))
 
     def _bias(self, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Return the attention bias for each pair of a query and a key, `[L, P + L, H]`, without the causal mask.
+        """Return the attention bias for each pair of a query and a key, without the causal mask.
 
         Args:
-            places: positions of the queries, `[L]`. The first token has position 0.
-            keys: positions of the keys, `[P + L]`. The null position is 0, so the first token has position 1.
+            places: positions of the L query tokens, `[L]`. The first token has position 0.
+            keys: positions of the keys, `[P + L]`: P cached positions, then the L tokens. The null position is 0, so
+                the first token has position 1.
+
+        Returns:
+            The bias, `[L, P + L, H]`, with one value per head (H heads).
         """
         return self.bias(_bucket((places[:, None] - keys).clamp(min=0))) * self.bias_scale  # type: ignore[no-any-return]
 

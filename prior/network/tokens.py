@@ -1,6 +1,6 @@
 """Input tokens of the prior network, computed from embeddings and timesteps.
 
-Dimensions: B or N rows, C stream width.
+Dimensions: B or N rows, C stream width (width of a token).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Tokens(nn.Module):
         self.project = nn.Linear(size, count * width) if count > 1 or size != width else nn.Identity()
 
     def forward(self, embed: torch.Tensor) -> torch.Tensor:
-        """Map embeddings `[B, size]` to tokens `[B, count, C]`."""
+        """Map B embeddings, `[B, size]`, to `count` tokens of width C each, `[B, count, C]`."""
         return self.project(embed).view(-1, self.count, self.width)  # type: ignore[no-any-return]
 
 
@@ -49,7 +49,7 @@ class TimeTokens(nn.Module):
             )  # fmt: skip
 
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Map int64 timesteps `[N]` to tokens `[N, count, C]`."""
+        """Map N int64 timesteps, `[N]`, to `count` tokens of width C each, `[N, count, C]`."""
         if self.table is not None:
             return self.table(timesteps).view(-1, self.count, self.width)  # type: ignore[no-any-return]
         angles = _sinusoid(timesteps, self.width)
@@ -60,9 +60,10 @@ class TimeTokens(nn.Module):
 
 
 def _sinusoid(timesteps: torch.Tensor, width: int) -> torch.Tensor:
-    """Return sinusoidal features of timesteps `[N]`: float32 `[N, C]`.
+    """Return sinusoidal features of N timesteps, `[N, width]` float32.
 
-    The first C / 2 columns are sines and the rest are cosines. Both use frequencies from 1 down to 1 / 10,000.
+    The first half of the columns are sines, and the second half are cosines. Both use frequencies from 1 down to
+    1 / 10,000.
     """
     steps = torch.arange(width // 2, device=timesteps.device, dtype=torch.float32)
     angles = timesteps.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) / (width // 2 - 1) * steps)

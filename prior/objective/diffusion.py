@@ -1,6 +1,6 @@
 """Diffusion loss of a network on a batch. The caller supplies all random values.
 
-Letters: B rows, K draws of noise and timestep per row, N = B * K draws in total, D embedding size.
+Dimensions: B rows, K draws (pairs of noise and timestep) per row, N = B * K draws in total, D embedding size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def diffusion_loss(
     condition: Condition,
     random: StepRandomness,
 ) -> torch.Tensor:
-    """Return the loss of each row, `[B]`: the weighted prediction error, averaged over coordinates and draws.
+    """Return the loss of each of the B rows, `[B]`: the weighted prediction error, averaged over coordinates and draws.
 
     Each row has K draws, which are pairs of noise and timestep. Each text is encoded once for all draws of its row. If
     the network encodes all dropped texts identically, a single encoding is used for all rows whose text is dropped.
@@ -37,7 +37,7 @@ def diffusion_loss(
     Args:
         network: network to train.
         schedule, diffusion, normaliser: noise schedule, diffusion settings and normaliser of the prior.
-        image_embed: clean image embeddings `[B, D]` with any norm.
+        image_embed: clean image embeddings `[B, D]` (embedding size D) with any norm.
         condition: text inputs for the B rows.
         random: random values for the B rows: noise, timesteps, and masks of dropped inputs.
     """
@@ -72,16 +72,19 @@ def diffusion_loss(
 def _estimates(
     network: Network, condition: Condition, chosen: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return the network outputs `[N, D]` that training passes back to the network as self-conditioning.
+    """Compute the network outputs that training passes back to the network as self-conditioning.
 
-    These are x0 estimates if the network predicts x0. Rows of draws that are not in `chosen` are zeros. The outputs
-    always use the text and the noisy image, even if the loss drops the text or the image for the same draw.
+    If the network predicts x0, these outputs are estimates of x0. Each output is computed with the text and the noisy
+    image, even if the loss drops the text or the image of the same draw (pair of noise and timestep).
 
     Args:
-        chosen: `[B, K]` bool on the CPU; True for draws (pairs of noise and timestep) to compute outputs for.
+        condition: text inputs for the B rows.
+        chosen: `[B, K]` bool on the CPU, with K draws per row; True for draws to compute outputs for.
+        x_t: noisy image embeddings `[N, D]` of all N = B * K draws (embedding size D).
+        timesteps: timestep of each draw, `[N]`.
 
     Returns:
-        The outputs, or None if `chosen` contains no draw.
+        The outputs, `[N, D]`, with zeros for all other draws; None if `chosen` is false for every draw.
     """
     texts, indices = chosen.any(dim=1), chosen.flatten().nonzero()[:, 0]
     if len(indices) == 0:
@@ -95,7 +98,7 @@ def _estimates(
 
 
 def min_snr_weight(schedule: NoiseSchedule, prediction: str, timesteps: torch.Tensor) -> torch.Tensor:
-    """Return float64 loss weights `[N]` for timesteps `[N]` (Hang et al. 2023, arXiv 2303.09556).
+    """Return the float64 loss weight of each of N timesteps, `[N]` (Hang et al. 2023, arXiv 2303.09556).
 
     If the network predicts x0, the weight is min(SNR, gamma). For eps and v, the weight is scaled so that the weighted
     squared error is the same as for the corresponding x0 estimate.

@@ -47,8 +47,8 @@ class EmbeddingNormaliser(nn.Module):
     def fit(self, image_embed: torch.Tensor) -> None:
         """Compute the statistics that `encode` and `decode` use from training embeddings `[rows, D]` with any norm.
 
-        The statistics are the mean, and the standard deviations for `standardise` or the covariance for `whiten`. There
-        are none for `sqrt_dim`, so nothing is done.
+        The statistics are the mean, and the standard deviations for `standardise` or the covariance for `whiten`. For
+        `sqrt_dim`, which needs no statistics, this method does nothing.
         """
         if self.kind == "sqrt_dim":
             return
@@ -80,9 +80,10 @@ class EmbeddingNormaliser(nn.Module):
         return self._scaled(x, self.to_embed) + self.mean
 
     def to_sphere(self, x: torch.Tensor) -> torch.Tensor:
-        """Rescale embeddings to norm 1. Both `x` `[N, D]` and the result represent the embeddings in network space.
+        """Rescale vectors in network space, so that the image embeddings that they represent have norm 1.
 
-        This is the `sphere` clamp of x0 estimates.
+        `x` and the result have the shape `[N, D]` (N embeddings of size D). The setting `x0_clamp: sphere` clamps x0
+        estimates in this way.
         """
         return self.encode(self.decode(x))
 

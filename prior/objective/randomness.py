@@ -1,6 +1,6 @@
 """Seeded random values for training steps: noise, timesteps, dropped texts and images, and dropout seeds.
 
-Letters: B positions in a global batch, K draws (pairs of noise and timestep) per position, D embedding size.
+Dimensions: B positions in a global batch, K draws (pairs of noise and timestep) per position, D embedding size.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def step_randomness(
 ) -> StepRandomness:
     """Draw random values for positions `first` to `first + rows - 1` in the global batch of a step.
 
-    The values at a position depend only on the seed, step, position, K, embedding size and diffusion settings. They do
-    not depend on `first` or `rows`. NumPy's Philox generator gives the same values on every platform and device.
+    The values at a position depend only on the seed, step, position, number of draws, embedding size and diffusion
+    settings. They do not depend on `first` or `rows`. NumPy's Philox generator gives the same values on every platform
+    and device.
 
     Args:
         step: step number, from 0.

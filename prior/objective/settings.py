@@ -34,16 +34,15 @@ class DiffusionSettings(Settings):
     (`standardise`), or to identity covariance (`whiten`). `standardise` and `whiten` use the mean and the variances or
     covariance of training embeddings."""
     embed_scale: float | None = Field(default=None, gt=0)
-    """Norm that `sqrt_dim` scales embeddings to; null means sqrt(D)."""
+    """Norm that `sqrt_dim` scales embeddings to; null means sqrt(D), where D is the embedding size."""
     x0_clamp: Literal["none", "unit_box", "sphere"] = "none"
     """Clamping of x0 estimates during sampling: no clamping (`none`), each coordinate to [-1, 1] (`unit_box`), or the
     embedding to norm 1 (`sphere`)."""
     training_clamp: bool = False
-    """Rescale the network output before the loss is computed. The new norm is that of scaled embeddings: `embed_scale`
-    if set, otherwise sqrt(D)."""
+    """Rescale the network output to the norm of normalised embeddings before the loss is computed. This norm is
+    `embed_scale`, or sqrt(D) if `embed_scale` is null."""
     init_clamp: bool = False
-    """Rescale the initial noise before sampling. The new norm is that of scaled embeddings: `embed_scale` if set,
-    otherwise sqrt(D)."""
+    """Rescale the initial noise before sampling, to norm `embed_scale`, or to norm sqrt(D) if `embed_scale` is null."""
     output_norm: Literal["unit", "none"] = "unit"
     """Normalisation of sampled embeddings: to norm 1 (`unit`), or no normalisation (`none`)."""
 

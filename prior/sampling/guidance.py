@@ -135,7 +135,7 @@ class Denoiser:
                 self._prefix = prefix.stacked_with(null_prefix)
 
     def __call__(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
-        """Estimate x0 from x_t `[N, D]` at timesteps `[N]`, which must all be equal."""
+        """Estimate x0 from N noisy embeddings of size D, x_t `[N, D]`, at timesteps `[N]`, which must all be equal."""
         output = self._output(x_t, timesteps)
         unclamped = self._schedule.to_x0(self._diffusion.prediction, output, x_t, timesteps)
         x0 = unclamped

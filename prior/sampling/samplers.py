@@ -1,7 +1,8 @@
 """Samplers: functions that turn noise into embeddings, given a function that estimates x0.
 
 Samplers do not depend on the network, the text or guidance. Their argument `noise` is an iterator over standard normal
-tensors `[N, D]`. The first tensor is the initial noise. Each step that adds noise consumes one more tensor.
+tensors `[N, D]` (N embeddings of size D). The first tensor is the initial noise. Each step that adds noise consumes one
+more tensor.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Estimate(NamedTuple):
     """Estimate of the clean embeddings (x0) at one sampling step, before and after clamping."""
 
     x0: torch.Tensor
-    """Estimate `[N, D]`, clamped according to the prior's `x0_clamp`."""
+    """Estimate `[N, D]` (N embeddings of size D), clamped according to the prior's `x0_clamp`."""
     unclamped: torch.Tensor
     """Estimate `[N, D]` before clamping."""
 
 
 EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
-"""Function that estimates x0 from x_t `[N, D]` and timesteps `[N]`."""
+"""Function that estimates x0 from N noisy embeddings of size D, x_t `[N, D]`, and their timesteps `[N]`."""
 
 Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
 """Function that samples x0 `[N, D]`. Its last argument lists the timesteps at which to estimate x0, noisiest first."""
@@ -160,8 +161,8 @@ def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) 
 def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
     """Return `steps` evenly spaced timesteps at which a sampler estimates x0, noisiest first.
 
-    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. There are only `steps` - 1
-    of them for release 1.10.3 and later.
+    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. Release 1.10.3 and
+    later releases use one timestep fewer: `steps` - 1.
 
     Args:
         timesteps: number of timesteps in the noise schedule.
@@ -190,11 +191,11 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
 
     - The first timestep is the noisiest of the schedule. The grid then skips the timesteps at which x_t is almost all
       noise.
-    - The last timestep is that of a `timestep_grid` with four times as many steps. It must have little noise, because
-      `dpmsolver++` returns the x0 estimate at this timestep, which averages over the remaining noise.
+    - The last timestep is the one at which `timestep_grid` would end with four times as many steps. It must have little
+      noise, because `dpmsolver++` returns the x0 estimate at this timestep, which averages over the remaining noise.
 
-    Few steps suffice because `dpmsolver++` is second-order in log-SNR: each step is worth several steps of other
-    samplers.
+    `dpmsolver++` needs fewer steps than other samplers, because it is second-order in log-SNR: one of its steps does
+    the work of several of theirs.
     """
     timesteps = len(schedule)
     last = timesteps - 1 - (min(4 * steps, timesteps) - 1) * timesteps // min(4 * steps, timesteps)
@@ -218,7 +219,10 @@ def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, functi
 
 
 def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield standard normal tensors `[N, D]` indefinitely, drawn on the generator's device and moved to `device`."""
+    """Yield standard normal tensors of the given shape indefinitely.
+
+    They are drawn on the generator's device and moved to `device`.
+    """
     while True:
         yield torch.randn(shape, generator=generator, device=generator.device).to(device)
 
