@@ -1,6 +1,6 @@
-"""Conversion between DALLE2-pytorch prior settings and priorkit settings.
+"""Conversion of prior settings between DALLE2-pytorch and priorkit.
 
-DALLE2-pytorch's training script reads these settings from a JSON file. They are the arguments of the classes
+DALLE2-pytorch's training script reads its prior settings from a JSON file. They are the arguments of the classes
 `DiffusionPriorNetwork` and `DiffusionPrior`.
 """
 
@@ -86,7 +86,7 @@ class DiffusionConfig(Settings):
     sample_timesteps: int | None = None
     """Default number of sampling steps in DALLE2-pytorch. Ignored, because it is not part of a priorkit prior."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Default drop probability, used for `text_cond_drop_prob` or `image_cond_drop_prob` if that setting is null."""
+    """Default for `text_cond_drop_prob` and `image_cond_drop_prob`, used for each of them that is null."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
     """Probability of dropping the text during training; null means `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
@@ -106,7 +106,7 @@ class DiffusionConfig(Settings):
     sampling_final_clamp_l2norm: bool = False
     """Scale the sampled embedding to the norm `image_embed_scale` after the last sampling step."""
     training_clamp_l2norm: bool = False
-    """Scale predictions to the norm `image_embed_scale` during training."""
+    """Scale the network output to the norm `image_embed_scale` before the training loss is computed."""
     init_image_embed_l2norm: bool = False
     """Scale the noise from which sampling starts to the norm `image_embed_scale`."""
     image_embed_scale: float | None = Field(default=None, gt=0)

@@ -89,8 +89,8 @@ def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: 
     settings. Weights without a stored noise schedule are accepted.
 
     Raises:
-        InputError: the stored values differ from the computed values, or only one of weights and settings has a rotary
-            embedding.
+        InputError: the stored values differ from the computed values, or the weights include a rotary embedding and the
+            settings do not, or vice versa.
     """
     rotary = any(".rotary_emb." in name for name in weights)
     if rotary != prior.config.network.rotary_emb:
@@ -167,8 +167,8 @@ def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torc
 def _upstream_names(name: str, prior: Prior) -> list[str]:
     """Return the names of the DALLE2-pytorch weights that correspond to one priorkit weight.
 
-    The list has one name. The exception is `to_qkv.weight` of an attention layer, which corresponds to two weights:
-    `to_q.weight`, followed by `to_kv.weight`.
+    Most priorkit weights correspond to one DALLE2-pytorch weight. Only `to_qkv.weight` of an attention layer
+    corresponds to two: `to_q.weight` and `to_kv.weight`, in this order.
     """
     transformer = "net.causal_transformer"
     if name == "null_token_states":
@@ -216,13 +216,13 @@ def _some(names: list[str]) -> str:
 def trainer_checkpoint(weights: dict[str, torch.Tensor], alpha_bar: torch.Tensor) -> dict[str, Any]:
     """Build a checkpoint that `DiffusionPriorTrainer.load` in DALLE2-pytorch 1.15.6 can read.
 
-    The checkpoint represents a trainer before its first step, so its optimiser state contains no moments. `weights` are
-    stored as both the online and the averaged weights.
+    The checkpoint represents a trainer before its first step, so its optimiser state contains no moment estimates.
+    `weights` are stored as both the online and the averaged weights.
 
     The optimiser state has two parameter groups: parameters with two or more dimensions, which have weight decay, and
-    all other parameters, which have none. A group lists its parameters only by index, so they are replaced by
-    placeholder tensors with one element each. In DALLE2-pytorch, all layers share one parameter for the rotary
-    frequencies, so it has only one placeholder.
+    all other parameters, which have none. A group stores only the indices of its parameters. To build the groups, a
+    placeholder tensor with one element therefore stands in for each parameter. In DALLE2-pytorch, all layers share one
+    parameter for the rotary frequencies, so a single placeholder stands in for it.
 
     Args:
         weights: weights of the network, keyed by their names in DALLE2-pytorch.

@@ -43,15 +43,15 @@ def load_prior(
         path: prior folder or `.pth` file.
         device: device to sample on, such as `cpu` or `cuda`.
         dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
-        config: settings of a `.pth`: the JSON file of the script that trained the prior, or `laion-model-card` for the
-            settings in the model card of LAION's prior.
+        config: path or URL of the JSON file with the settings that a `.pth` was trained with, or `laion-model-card` for
+            the settings in the model card of LAION's prior. Required for a `.pth`.
         weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, or `best` for the
             averaged weights from the validation run with the lowest loss. A `.pth` has no `best` weights. The `online`
             weights of a folder come from its newest training checkpoint.
         function_version: dalle2-pytorch release whose network implementation the `.pth` needs, such as 0.23.10.
             Required if the file stores no version; otherwise, this argument overrides the stored version.
-        clip: `model` and `pretrained` of the open_clip model that the prior was trained with. Pass this argument for a
-            `.pth` whose settings do not name the CLIP model.
+        clip: dictionary with the `model` and `pretrained` names of the open_clip model that the prior was trained with.
+            Pass this argument for a `.pth` whose settings do not name the CLIP model.
 
     Raises:
         InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
@@ -134,12 +134,12 @@ def is_pth(path: str, **options: Any) -> bool:
 
     Args:
         path: prior folder, DALLE2-pytorch checkpoint (`.pth` or `.pt`), or `.npy` file with predictions.
-        options: arguments of `load_prior` that apply only to a checkpoint. They must include `config`. The value None
-            means that the caller did not pass the argument.
+        options: arguments of `load_prior` that apply only to a checkpoint. They must include `config`. An argument that
+            the user did not give is None.
 
     Raises:
-        SettingsError: `path` is a checkpoint, but `config` is None; `path` is not a checkpoint, but an option is not
-            None; or `path` is an existing file of an unsupported type.
+        SettingsError: `config` is None for a checkpoint, an option is not None for any other path, or `path` is an
+            existing file of an unsupported type.
     """
     if path.endswith(_PTH_SUFFIXES):
         if options["config"] is None:

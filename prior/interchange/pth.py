@@ -1,8 +1,8 @@
 """Safe reading of `.pth` files, without running any code they contain.
 
-torch's safe reader loads only tensors and plain values. Checkpoints of DALLE2-pytorch's trainer also contain objects
-for its version, its optimiser and its learning-rate warmup. Inert stand-ins replace these objects. A file that refers
-to any other object is rejected.
+torch's safe reader loads only tensors and plain values. Checkpoints of DALLE2-pytorch's trainer also contain
+Python objects for the DALLE2-pytorch version, the optimiser and the learning-rate warmup. Inert stand-ins replace these
+objects. A file that refers to any other object is rejected.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def _averaged(content: dict[str, Any]) -> Any:
 
     Newer trainers store them under the key `ema_model`. Older trainers store them only in the dictionary under the key
     `ema`, where their names have the prefix `ema_model.`. If the checkpoint has no averaged weights, return None or an
-    empty dictionary. The caller must check that a stored value is a state_dict.
+    empty dictionary. The result is not checked: the caller must verify that it is a state_dict.
     """
     if "ema_model" in content:
         return content["ema_model"]
@@ -104,7 +104,7 @@ def stored_version(content: dict[str, Any], path: str) -> str:
     """Return the DALLE2-pytorch release that wrote a checkpoint, such as `1.15.6`.
 
     Raises:
-        SettingsError: the file stores no version. A bare state_dict never stores one.
+        SettingsError: the file stores no version. A file that contains only a state_dict never stores one.
         InputError: the stored version has an unknown type.
     """
     version = None if _is_state_dict(content) else version_text(content.get("version"), path)

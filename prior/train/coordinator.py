@@ -15,9 +15,9 @@ from ...pipeline.errors import PriorkitError
 from .progress import Outcome
 
 _ATTEMPTS = 4
-"""Maximum number of consecutive times that the workers may be started without completing a new training step.
+"""Maximum number of consecutive worker starts without progress (no new training step since the previous start).
 
-After that, training fails.
+One more such start ends training with an error.
 """
 _REPORT_SECONDS = 1.0
 """Minimum number of seconds between progress reports. Each report is a remote call that briefly blocks training."""
@@ -32,7 +32,7 @@ class Status:
     """Snapshot of a training run on Ray, which the driver requests from the coordinator."""
 
     attempt: int = 0
-    """Number of the current attempt, from 1; 0 before the first. An attempt starts whenever rank 0 starts."""
+    """Number of the current attempt, from 1; 0 before the first. Each start of rank 0 begins a new attempt."""
     step: int = 0
     """Number of completed steps."""
     note: str = ""
@@ -46,7 +46,7 @@ class Status:
     def is_over(self) -> bool:
         """True once an outcome or an error has been recorded: training has succeeded, stopped or failed.
 
-        Workers that Ray Train starts after that exit immediately.
+        Ray Train may still start workers after this point; they exit immediately.
         """
         return self.outcome is not None or self.error is not None
 
@@ -62,15 +62,15 @@ class Coordinator:
         self._stop = False
         self._first_step: int | None = None
         self._most_steps = 0
-        """Highest number of completed steps recorded at any worker start so far."""
+        """Highest number of completed steps reported before the latest worker start."""
         self._vain_starts = 0
-        """Number of consecutive times that the workers were started without having completed a new training step."""
+        """Number of consecutive worker starts without progress (no new training step since the previous start)."""
 
     def begin(self) -> int:
         """Record that rank 0 has started, which begins a new attempt. Return the attempt number, counted from 1.
 
-        Ray Train restarts all workers after a failure. If they have been started too many times in a row without
-        completing a new training step, also record an error, which ends training.
+        Ray Train restarts all workers after a failure. If they have been started more than `_ATTEMPTS` times in a row
+        without progress, also record an error, which ends training.
         """
         self._vain_starts = 0 if self._status.step > self._most_steps else self._vain_starts + 1
         self._most_steps = max(self._most_steps, self._status.step)
@@ -106,7 +106,8 @@ class Coordinator:
     def finish(self, attempt: int, outcome: Outcome) -> None:
         """Record the outcome of training, as sent by rank 0. Ignore it if a newer attempt has taken over.
 
-        The recorded outcome counts steps from the start of the first attempt.
+        The recorded outcome covers all attempts: its `first_step` is the number of steps completed before the first
+        attempt.
 
         Args:
             attempt: attempt number of the caller.

@@ -37,8 +37,8 @@ class TrainJob:
     prior: str
     """URL of the prior folder."""
     settings: TrainSettings
-    """Training settings, in which `auto` and 0 are replaced by the actual device and number of threads. With
-    `init_from`, network and diffusion settings come from the initial prior."""
+    """Training settings, with `device: auto` and `threads: 0` replaced by the actual device and number of threads. With
+    `init_from`, the network and diffusion settings are those from `settings_of_start`."""
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
@@ -65,11 +65,11 @@ class TrainJob:
 
     @property
     def record_input(self) -> str:
-        """Fingerprint of the inputs that the finished prior was trained on, stored in the prior's manifest record.
+        """Fingerprint of the inputs of this training run. The manifest record of the finished prior stores it.
 
-        A later run compares it with its own inputs to find out whether training is complete. It covers the content of
-        the embeddings. If `steps` may change when training resumes, it also covers `steps`, so that a finished prior
-        counts as unfinished after `steps` has changed.
+        A later run compares the stored fingerprint with that of its own inputs to check whether training is complete.
+        The fingerprint covers the content of the embeddings. If `steps` may change when training resumes, it also
+        covers `steps`, so that a finished prior counts as unfinished after `steps` has changed.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 
@@ -218,8 +218,8 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
     """Check that the text inputs selected by `text_condition` are available, and that the prior can use them.
 
     Raises:
-        InputError: the embeddings folder lacks the captions or token states to train on, its CLIP model has no token
-            states, or the width of the token states differs from the width that the initial prior takes.
+        InputError: the embeddings folder lacks the captions or token states (per-token text-encoder outputs) to train
+            on, its CLIP model cannot output token states, or the initial prior takes token states of another width.
         SettingsError: `text_condition` is `pooled`, but the initial prior takes token states.
     """
     most, known = config.network.max_text_len, dataset.clip_if_known

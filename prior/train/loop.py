@@ -30,7 +30,7 @@ from .validation import Validation
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     """Run the training loop, starting from the newest checkpoint, or from the initial weights if there is none.
 
-    The loop ends after the job's last step or when a stop is requested, whichever is first. In a torch.distributed
+    The loop ends after the job's last step or when a stop is requested, whichever comes first. In a torch.distributed
     process group, every rank must call this function. Only the first rank accesses the prior folder: it sends the
     checkpoint to all other ranks, and writes the log, the checkpoints and the prior.
 

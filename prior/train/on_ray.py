@@ -2,7 +2,8 @@
 
 The driver and the workers communicate through a coordinator (see `coordinator.py`). Training continues when workers
 or nodes die: Ray Train restarts as many workers as the cluster has room for, and the loop resumes from the newest
-checkpoint. Any other exception in a worker ends training, and the driver raises that exception.
+checkpoint. An exception in a worker leads to such a restart if Ray raised it, or if workers were lost or replaced.
+Any other exception in a worker ends training, and the driver raises that exception.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ If the resources do not suffice, training fails.
 _END_SECONDS = 60.0
 """Maximum number of seconds to wait for Ray Train to shut down after training.
 
-The actor that runs Ray Train is then killed.
+The actor that runs Ray Train is killed after the shutdown, or when this time has passed.
 """
 
 

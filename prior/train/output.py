@@ -99,8 +99,8 @@ class TrainingFolder:
     def save(self, state: TrainState) -> None:
         """Write the log, then the checkpoint.
 
-        If the process is killed between the two writes, the log has lines after the newest checkpoint. `restore` drops
-        these lines. If the checkpoint were written first, there could be a gap in the log.
+        If the process is killed between the two writes, the log contains lines for steps after the newest checkpoint.
+        `restore` drops these lines. Writing the checkpoint first could instead leave a gap in the log.
         """
         with self._store.create(LOG_NAME) as file:
             file.write(self._lines())
@@ -152,7 +152,7 @@ class Recorder:
             step: number of completed steps, including this one.
             trained: training metrics by name; may be empty.
             validated: validation metrics by name; may be empty.
-            rates: throughput by name, sent only to the trackers.
+            rates: throughput values by metric name, which are sent only to the trackers.
         """
         rate = learning_rate(self._job.settings.optimiser, step - 1, self._job.settings.steps)
         for values in (trained, validated):

@@ -58,7 +58,7 @@ class LocalWatch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one call of `run_loop`: the steps it covered, and the prior's manifest record if it was finished."""
+    """Result of one call of `run_loop`: the steps it covered and, if the prior was finished, its manifest record."""
 
     first_step: int
     """Number of steps completed before this run."""

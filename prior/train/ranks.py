@@ -52,7 +52,7 @@ class Ranks:
         """Return the sum of each element over all ranks, as a tensor on the CPU.
 
         Args:
-            values: float64 tensor, `[n]`, with the same size on all ranks.
+            values: float64 tensor of n values, `[n]`. n must be the same on all ranks.
         """
         if self.size == 1:
             return values.cpu()
@@ -83,7 +83,7 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """Collect a list from each rank, and return on every rank all values in rank order, as one list.
+        """Join the lists of all ranks into one list, in rank order. Every rank returns the joined list.
 
         Args:
             values: picklable values of this rank. Their number may differ between ranks.

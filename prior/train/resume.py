@@ -51,7 +51,7 @@ def refuse_other_embeddings(
 
     Args:
         store: prior folder.
-        recorded: manifest in the prior folder; None if there is none, which raises no error.
+        recorded: manifest in the prior folder, or None if the folder has no manifest. No error is raised for None.
         planned: manifest of the training run that is about to start.
         dataset: embeddings to train on.
     """
@@ -74,8 +74,8 @@ def refuse_other_embeddings(
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     """Record in the manifest which settings have changed since training started, and at which step each changed.
 
-    Training resumes from the newest checkpoint. Steps after this checkpoint are repeated, so changes that were recorded
-    at or after its step no longer apply. They are removed from the manifest.
+    Training resumes from the newest checkpoint, and repeats any steps after it with the current settings. Changes that
+    earlier runs recorded at the step of this checkpoint or later are therefore removed from the manifest.
 
     Returns:
         The job, with `best_since` set to the step at which `validation_rows` last changed.
@@ -110,7 +110,7 @@ def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | N
 
     Args:
         store: prior folder.
-        recorded: manifest in the prior folder; None if there is none.
+        recorded: manifest in the prior folder, or None if the folder has no manifest.
         steps: number of steps in the current settings.
     """
     if recorded is None or RECORD not in recorded.shards:
@@ -124,7 +124,7 @@ def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | N
 def _refuse_fewer_steps(store: Store, recorded: Manifest, steps: int) -> None:
     """Raise a FolderError if an unfinished training run has already completed more than `steps` steps.
 
-    Only the steps up to its newest checkpoint count.
+    The number of completed steps is taken from the newest checkpoint of that run.
     """
     done = newest_step(store, recorded.settings_fingerprint)
     if done is not None and done > steps and RECORD not in recorded.shards:

@@ -90,9 +90,9 @@ class TrainSettings(DeviceSettings):
     """Number of micro-batches into which each worker splits its rows of a batch. To save memory, the micro-batches are
     processed one at a time."""
     noise_draws: int = Field(default=1, ge=1)
-    """Number of pairs of timestep and noise drawn for each row in each step. The network encodes the text of a row only
-    once for all pairs. With token states, 4 pairs therefore take little more time than 1. Choose the learning rate for
-    the number of rows per step, regardless of `noise_draws`."""
+    """Number of draws (pairs of timestep and noise) per row in each step. The network encodes the text of a row only
+    once for all draws. If it uses token states (per-token text-encoder outputs), 4 draws therefore take little more
+    time than 1. Base the learning rate on the number of rows per step; do not scale it with `noise_draws`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type for large matrix products. Parameters, norms, attention weights, loss and optimiser stay in float32."""
     compile: bool = False
@@ -109,8 +109,8 @@ class TrainSettings(DeviceSettings):
     validation_rows: int = Field(default=2048, ge=1)
     """Maximum number of rows per validation run. Every validation run uses the same rows and the same noise."""
     validate_draws: int = Field(default=0, ge=0)
-    """Number of embeddings sampled per caption in validation, to compute the energy score and the cosine similarity:
-    at least 2, or 0 to compute only the loss."""
+    """Number of embeddings sampled per caption in validation. The energy score and the cosine similarity are computed
+    from them. The number must be at least 2, or 0 to compute only the loss."""
     validate_steps: int = Field(default=16, ge=1)
     """Number of sampling steps (network evaluations) per embedding in validation, if `validate_draws` is not 0."""
     checkpoint_every: int = Field(default=500, ge=1)
@@ -144,9 +144,10 @@ class TrainSettings(DeviceSettings):
         return dumped
 
     def recorded(self) -> dict[str, Any]:
-        """Return the values of the settings that may change when training resumes. The manifest records their changes.
+        """Return the values of the settings that may change when training resumes, keyed by their names in a recipe.
 
-        They include `steps` if `steps_may_change` is True. Keys are names in a recipe, such as `train.threads`.
+        A key is, for example, `train.threads`. `steps` is included if `steps_may_change` is True. The manifest records
+        every change of these values.
         """
         names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
         return {f"train.{name}": getattr(self, name) for name in names}

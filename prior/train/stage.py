@@ -177,7 +177,8 @@ def check_prior_folder(
 ) -> None:
     """Check that training can start or resume in a prior folder, without opening the embeddings or the initial prior.
 
-    Both are assumed to be the same as in the training run that the folder contains, if any.
+    If the folder contains a training run, the embeddings and the initial prior are assumed to be the same as in that
+    run.
 
     Raises:
         FolderError: the folder contains unrelated files or the result of another stage, or its training run cannot be

@@ -51,12 +51,12 @@ def load_start(init: InitSettings) -> Prior:
 def settings_of_start(settings: TrainSettings, start: Prior) -> TrainSettings:
     """Combine the training settings of a recipe with the network and diffusion settings of the initial prior.
 
-    The network and diffusion settings come from the initial prior. The exceptions are settings in `_FREE_FIELDS`, for
-    which a value in the recipe takes precedence.
+    For settings in `_FREE_FIELDS`, a value in the recipe overrides the initial prior's value. All other network and
+    diffusion settings keep the initial prior's values.
 
     Raises:
-        SettingsError: the recipe sets any other network or diffusion setting to a value that differs from the initial
-            prior's value.
+        SettingsError: the recipe sets a network or diffusion setting outside `_FREE_FIELDS` to a value that differs
+            from the initial prior's value.
     """
     values = settings.model_dump()
     for section in ("network", "diffusion"):
@@ -141,9 +141,9 @@ def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
     Call this only if at least one of the priors has no recorded hash of its CLIP model's weights. The CLIP models are
     compared by name. If the names are inconclusive, the models are loaded and compared.
 
-    The identity (`clip`) of one prior is compared with the loading settings (`clip_settings`) of the other. The
-    identity is that of `one`, or of `other` if `one` has none. If the settings are empty or a model cannot be loaded,
-    return False.
+    One prior provides the identity of its CLIP model (`clip`): `one` if it records an identity, otherwise `other`. The
+    remaining prior provides the settings for loading its CLIP model (`clip_settings`). Return False if these settings
+    are empty or a model cannot be loaded.
     """
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:

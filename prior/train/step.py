@@ -34,8 +34,8 @@ class NotFinite(PriorkitError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Dataset row numbers of at least some of the rows that have a non-finite loss. If the losses are finite but
-        the gradient is not, row numbers of some rows in the batch."""
+        """Row numbers in the dataset. They refer to rows with a non-finite loss or score, though not necessarily to all
+        of them. If only the gradient is not finite, they refer to some rows of the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
         """Return an error for the user that lists the affected rows by row number and key, and suggests a fix."""
@@ -62,15 +62,18 @@ class Learner:
         self._schedule = noise_schedule(settings.diffusion.noise_schedule, settings.diffusion.timesteps)
 
     def backward(self, step: int, batch: TrainBatch, text: Condition) -> torch.Tensor:
-        """Compute gradients for this rank's rows, in `accumulate` micro-batches, and return the loss per row, `[B]`.
+        """Compute gradients for this rank's rows, in `accumulate` micro-batches, and return the loss of each row.
 
-        The gradients are those of the sum of this rank's losses, divided by the number of rows in the global batch.
-        Summed over all ranks, they are the gradients of the mean loss.
+        The differentiated value is the sum of this rank's losses, divided by the number of rows in the global batch.
+        Summed over all ranks, the gradients are therefore those of the mean loss over the global batch.
 
         Args:
             step: step number, from 0.
             batch: this rank's rows of the global batch.
             text: text condition for these rows.
+
+        Returns:
+            Loss of each of this rank's B rows, `[B]`, on the CPU.
         """
         self._seed_dropout(step)
         self.network.train()
@@ -83,16 +86,18 @@ class Learner:
         return losses
 
     def reduce(self, step: int, batch: TrainBatch, losses: torch.Tensor, stop: bool) -> tuple[float, bool]:
-        """Combine the results of `backward` from all ranks. The gradients on each rank become their sum.
+        """Combine the results of `backward` from all ranks.
+
+        Each rank's gradients are replaced by the sum over all ranks.
 
         Args:
             step: step number, from 0.
             batch: this rank's rows of the global batch.
-            losses: loss per row, `[B]`, from `backward`.
-            stop: whether this rank has received a stop request.
+            losses: loss of each of this rank's B rows, `[B]`, from `backward`.
+            stop: True if this rank has received a stop request.
 
         Returns:
-            Mean loss over the global batch, and whether any rank has received a stop request.
+            Mean loss over the global batch, and a flag that is True if any rank has received a stop request.
 
         Raises:
             NotFinite: at least one loss on any rank is not finite. Every rank then raises this error.
@@ -177,9 +182,9 @@ class Learner:
         torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
-        """Collect row numbers from all ranks, and return the first `_NAMED_ROWS` or fewer on every rank.
+        """Collect row numbers from all ranks, and return at most `_NAMED_ROWS` of them.
 
-        Every rank must call this method.
+        Every rank must call this method, and every rank returns the same list.
 
         Args:
             rows: dataset row numbers on this rank; may be empty.
@@ -188,7 +193,7 @@ class Learner:
 
 
 def prepare_network(network: Network, *, compile: bool = False, activation_checkpointing: bool = False) -> None:
-    """Switch on compilation of the layers or activation checkpointing for a network, in place.
+    """Prepare a network for training, in place: optionally compile its layers and checkpoint their activations.
 
     Weights, parameter names and outputs do not change.
 
@@ -202,7 +207,9 @@ def prepare_network(network: Network, *, compile: bool = False, activation_check
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the context manager in which to compute the loss. Weights and sums stay in float32.
+    """Return a context manager that sets the precision of matrix products while the loss is computed.
+
+    Weights stay in float32, and sums are computed in float32.
 
     Args:
         dtype: `bfloat16` to run matrix products in bfloat16; `float32` to run them in float32.

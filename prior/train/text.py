@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from ...pipeline.clip.encoder import ClipEncoder
 
 TextSource = Callable[[TrainBatch], Condition]
-"""Function that returns the text embeddings of a batch, and the token states if the network uses them.
+"""Function that returns the text embeddings of a batch and, if the network uses them, its token states.
 
-The tensors are on the CPU and may have any float dtype. The text embeddings may have any norm.
+Token states are the outputs of the text encoder, one per token. All returned tensors are on the CPU, in any float
+dtype. The text embeddings need not be L2-normalised.
 """
 
 
 def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
-    """Return the dataset columns from which the function returned by `text_source` takes its text.
+    """Return the dataset columns that training batches must contain for the function from `text_source`.
 
     With `text_condition: online`, these are the captions. Otherwise, they are the stored text embeddings, and the token
     states if the network uses them.
@@ -65,7 +66,7 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
     """Read the rows with the given row numbers, in the given order, as a training batch.
 
     Args:
-        rows: row numbers in the dataset, `[B]`.
+        rows: B row numbers in the dataset, `[B]`.
         columns: columns to read in addition to the image embeddings.
     """
     image, text, states, captions = dataset.embeds("img_emb", rows), None, None, None

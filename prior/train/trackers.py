@@ -28,7 +28,7 @@ class Tracker(Protocol):
     """Object that sends training metrics to a tool such as TensorBoard or W&B."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of one step, by name. Within a process, each call must have a higher `step` than the last."""
+        """Log the metrics of one step, by name. Within a process, `step` must increase with every call."""
 
     def close(self) -> None:
         """Write buffered metrics and close the tracker."""

@@ -50,7 +50,7 @@ class Validation:
         self._sample = SampleSettings(steps=settings.validate_steps)
 
     def __call__(self, learner: Learner, step: int) -> dict[str, float]:
-        """Return the mean of each score over the validation rows on all ranks, by name of the score.
+        """Return the mean of each score over the validation rows on all ranks, keyed by score name.
 
         The scores are `validation_loss` and, if `validate_draws` is not 0, `validation_energy_score` and
         `validation_cosine`. The result is empty if the validation split is empty.
