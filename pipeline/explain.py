@@ -41,7 +41,7 @@ _SAME_MESSAGES = {
     errno.EDQUOT: errno.ENOSPC, errno.ENFILE: errno.EMFILE, errno.EOPNOTSUPP: errno.ENOSYS, errno.EPERM: errno.EACCES,
     errno.EROFS: errno.EACCES,
 }  # fmt: skip
-"""Mapping from `errno` values without their own message to the value in `_OS_MESSAGES` whose message they use."""
+"""Mapping from `errno` values that have no message in `_OS_MESSAGES` to similar values whose messages they use."""
 
 _MAX_CHARACTERS = 300
 """Maximum number of characters in the part of a message that quotes an exception."""

@@ -14,8 +14,8 @@ sections have more keys, so more of them are similar by chance."""
 _SIBLING_BONUS = 0.1
 """Bonus added to the similarity of a key in the same section, to rank this key higher."""
 _PREFIX_BONUS = 0.02
-"""Bonus added to the similarity of a key in another section, for each leading section that the paths of this key and of
-the unknown key share."""
+"""Bonus added to the similarity of a key in another section, for each leading section that its path shares with the
+path of the unknown key."""
 _TIE = 0.01
 """Maximum distance from the best score. Keys within this distance are suggested together with the best key. A key's
 score is its similarity plus its bonus."""
@@ -56,15 +56,15 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 """Names of settings in other tools, mapped to the corresponding names in priorkit."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
 _MAX_KEY_CHARACTERS = 100
-"""Maximum length, in characters, of an unknown key for which similar keys are searched. The search time grows with the
-square of the length."""
+"""Maximum length, in characters, of an unknown key's last name for which similar keys are searched. The search time
+grows with the square of the length."""
 
 
 def suggest(key: Sequence[str], known: Iterable[Sequence[str]]) -> str | None:
     """Return a suggestion for an unknown key, such as `did you mean 'steps'?`; None if no name is similar.
 
     The suggestion contains up to three names. Names that other tools use for a setting, such as `lr`, are recognised.
-    Return None for a key with more than `_MAX_KEY_CHARACTERS` characters.
+    Return None if the last name in `key` has more than `_MAX_KEY_CHARACTERS` characters.
 
     Args:
         key: path of the unknown key, outermost section first.

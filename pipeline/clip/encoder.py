@@ -1,6 +1,7 @@
 """CLIP encoder for images and captions.
 
-Images give embeddings. Captions give embeddings and token states, which are the text tower's outputs for each token.
+Images are encoded as embeddings. Captions are encoded as embeddings and, if requested, token states (the text tower's
+outputs for each token).
 
 This is the only module that imports open_clip.
 """
@@ -42,10 +43,10 @@ _CPU_IMAGES = 32
 At this size, activations fit in the CPU's caches. With 96 images per pass, each image takes 7% longer.
 """
 _CHARACTERS_PER_TOKEN = 64
-"""Maximum number of caption characters per token of the context length. Longer captions are cut off before
-tokenization, because tokenizing a very long word takes minutes.
+"""Maximum number of characters of a caption, as a multiple of the context length in tokens.
 
-Tokens are much shorter than this on average, so the tokenizer would discard the rest of the caption anyway.
+Longer captions are cut off before tokenization, because tokenizing a very long word takes minutes. Tokens have far
+fewer characters than this on average, so the tokenizer would discard the rest of the caption anyway.
 """
 
 
@@ -69,7 +70,8 @@ def clip_source(settings: ClipSettings) -> dict[str, Any]:
 
     - `model`: model name. For a local folder, it is `local-dir`, without the path.
     - `pretrained`: open_clip tag of the weights; None for a model on the Hugging Face Hub.
-    - `files`: SHA-256 of each weight and config file, keyed by file name. For local files, it replaces `pretrained`.
+    - `files`: SHA-256 of each weight and config file, keyed by file name. A model with local files has
+      this key instead of `pretrained`.
     - `preprocess`, `quick_gelu`: preprocessing and activation settings, present only if they are set.
 
     Raises:
@@ -139,10 +141,10 @@ def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
-    """Return an encoder with the given settings. Load it, unless the cached encoder can be used again.
+    """Return an encoder with the given settings, reusing the cached encoder if it matches.
 
-    Only the most recent encoder is cached, to save memory. It is used again if the settings are the same and the
-    model's local files have not changed since it was loaded.
+    Only the most recent encoder is cached, to save memory. It matches if it has the same settings and the model's local
+    files have not changed since it was loaded.
     """
     return _load_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -155,7 +157,7 @@ def _load_encoder(settings: EncoderSettings, source: str) -> ClipEncoder:
 def load_text_encoder(settings: EncoderSettings) -> ClipEncoder:
     """Return an encoder without an image tower, which encodes only captions.
 
-    It is cached under the same conditions as in `load_encoder`, but separately from the encoder cached there.
+    The most recent one is cached and reused as in `load_encoder`, but the two functions have separate caches.
     """
     return _load_text_encoder(settings, fingerprint(clip_source(settings.clip)))
 
@@ -230,8 +232,8 @@ class ClipEncoder:
         """Encode preprocessed images, as returned by `decode`.
 
         Returns:
-            Embeddings `[B, D]`, float32, not normalised, on the encoder's device. On a GPU, the call returns before
-            the embeddings have been computed.
+            Embeddings `[B, D]` (D values for each of B images), float32, not normalised, on the encoder's device. On a
+            GPU, the call returns before the embeddings have been computed.
         """
         return self.encode_pixels(self.prepare(images))
 
@@ -243,22 +245,22 @@ class ClipEncoder:
         return self.encode_tokens(self.tokenize(captions), token_states)
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Combine decoded images into one input batch `[B, 3, H, W]` for `encode_pixels`, on the encoder's device."""
+        """Combine B decoded images into one batch `[B, 3, H, W]` for `encode_pixels`, on the encoder's device."""
         return self._pixels.batch(images)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode a batch of images that `prepare` returned.
 
-        The result has the same shape, dtype and device as that of `encode_images`.
+        The embeddings have the same shape, dtype and device as those that `encode_images` returns.
         """
         passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
         return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
-        """Convert captions to tokens `[B, T]`, int64. T is the context length.
+        """Convert B captions to tokens `[B, T]`, int64, where T is the context length.
 
-        Shorter captions are padded to this length, and longer captions are cut off.
+        Shorter captions are padded to T tokens, and longer captions are cut off.
         """
         longest = _CHARACTERS_PER_TOKEN * int(self._model.context_length)
         # byte-pair encoding a 100,000-letter word takes minutes, although a few hundred letters fill the context
@@ -266,9 +268,9 @@ class ClipEncoder:
         return torch.as_tensor(self._tokenizer(shortened))
 
     def encode_tokens(self, tokens: torch.Tensor, token_states: bool = False) -> TextEmbeds:
-        """Encode tokens `[B, T]` that `tokenize` returned.
+        """Encode tokens `[B, T]` that `tokenize` returned: T tokens for each of B captions.
 
-        The result is the same as that of `encode_texts` for the captions.
+        The result is the same as if the captions were passed to `encode_texts`.
         """
         return self._text.encode(tokens, token_states)
 

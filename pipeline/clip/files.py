@@ -26,8 +26,8 @@ _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": (
 def find_weights(folder: Path) -> Path:
     """Return the path of the weight file in a CLIP model's folder.
 
-    If the names of one or more files are in `_PREFERRED`, return the file whose name comes first there. Otherwise, the
-    folder must contain only one weight file, which is returned.
+    If the folder contains files with names from `_PREFERRED`, return the one that is listed first there. Otherwise, the
+    folder must contain exactly one weight file, and that file is returned.
 
     Raises:
         InputError: the folder has no weight file, or several weight files without a preferred name. The error is also

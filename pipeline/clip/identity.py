@@ -57,13 +57,13 @@ def clip_difference(known: Mapping[str, Any], other: Mapping[str, Any], *, stric
 
 
 def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: ClipSettings) -> bool:
-    """Return True if the settings in `wanted` specify the same CLIP model as a known one, from an earlier run.
+    """Return True if the settings in `wanted` specify the CLIP model that an earlier run used, the *known model*.
 
     The first of these steps that applies decides the result:
 
     1. Models for which `clip_source` returns equal dictionaries are the same.
-    2. If both models are open_clip tags without overrides of preprocessing or activation, the model names and tags are
-       compared. The suffix `-quickgelu` of the model name is ignored.
+    2. If the weights of both models come from open_clip tags, and the settings override neither preprocessing nor
+       activation, the model names and tags are compared. The suffix `-quickgelu` of the model name is ignored.
     3. If `known` contains a hash of the weights and the embedding sizes differ, the models are different.
     4. Otherwise, the model in `wanted` is loaded to compare its weights. The known model is also loaded if `known`
        contains no hash of its weights.
@@ -99,7 +99,7 @@ def is_same_clip(known: Mapping[str, Any], location: Mapping[str, Any], wanted: 
 def compare_clips(
     known: Mapping[str, Any], location: Mapping[str, Any], other: Mapping[str, Any], other_location: Mapping[str, Any]
 ) -> Match:
-    """Compare two CLIP models by what manifests record about them, without loading either model.
+    """Compare two CLIP models by the values recorded in manifests, without loading either model.
 
     The values that both identities contain are compared first. If they differ, or if they include a hash of the
     weights, they decide the result. Otherwise, the open_clip model names and tags are compared.
@@ -161,9 +161,9 @@ def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
 
 
 def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing and activation settings in a dictionary that describes an open_clip tag.
+    """Return the preprocessing and activation overrides in a dictionary that describes an open_clip tag.
 
-    The result is empty if the settings of the tag are not overridden.
+    The result is empty if there are no overrides.
 
     Args:
         source: dictionary from `clip_source` or `clip_location`.

@@ -33,7 +33,7 @@ def pack_blocks(model: nn.Module) -> int:
     """Make the transformer blocks in `model` faster by packing their weights, and return the number of changed blocks.
 
     The forward pass of each supported block is replaced by a `PackedBlock`. The block's original weights are freed, so
-    that memory contains only the packed copy.
+    that only the packed copy stays in memory.
 
     A block is left unchanged if it has unsupported parts, or if its replacement gives a different result for random
     tokens.
@@ -54,7 +54,8 @@ def pack_blocks(model: nn.Module) -> int:
 class PackedBlock:
     """Faster replacement for the forward pass of a residual attention block in an open_clip tower.
 
-    The block consists of self-attention and a two-layer MLP. Each is preceded by layer norm and added to its input.
+    The block consists of self-attention and a two-layer MLP. Each is preceded by layer norm, and has a residual
+    connection around it.
 
     Args:
         block: open_clip block to copy the weights from.
@@ -78,8 +79,8 @@ class PackedBlock:
     ) -> torch.Tensor:
         """Apply the block to tokens `[B, L, D]`, or `[L, B, D]` if the tower is not batch-first.
 
-        The result has the same shape. `k_x` and `v_x` must be None; they exist to match the signature of
-        open_clip's block.
+        These are B sequences of L tokens, with D values per token. The result has the same shape. `k_x` and `v_x` must
+        be None; they exist to match the signature of open_clip's block.
         """
         x = x + self._scales[0](self._attend(self._norms[0](x), attn_mask))
         hidden = self._rise(self._norms[1](x))

@@ -117,7 +117,7 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
         Values keyed by name in `TRAINED_FIELDS`.
 
     Raises:
-        InputError: neither the settings nor the config contain a value, and it is not the same for all these tags.
+        InputError: a value is in neither the settings nor the config, and these tags have different values for it.
     """
     given = _given(settings)
     if config is None or config.get("preprocess_cfg"):
@@ -146,8 +146,8 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
         library: the open_clip module.
 
     Raises:
-        InputError: the config belongs to a different model; or neither the settings nor the config contain a value, and
-            it is not the same for all tags.
+        InputError: the config belongs to a different model; or a value is in neither the settings nor the config, and
+            the tags have different values for it.
     """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
@@ -174,7 +174,7 @@ def _tags(model: str, library: Any) -> dict[str, dict[str, Any]]:
 
 
 def open_clip_defaults(quick_gelu: bool, library: Any) -> dict[str, Any]:
-    """Return open_clip's default preprocessing, which is that of OpenAI's models, together with the given activation.
+    """Return open_clip's default preprocessing values (those of OpenAI's models) and the given activation.
 
     Args:
         quick_gelu: activation to include in the result: True for QuickGELU, False for GELU.
@@ -199,10 +199,10 @@ def _shape(config: dict[str, Any], library: Any) -> list[Any]:
 
 
 def architecture(config: Mapping[str, Any], library: Any) -> dict[str, Any]:
-    """Return the part of a model's config that describes its architecture. It is equal for equal architectures.
+    """Return the part of a model's config that describes its architecture.
 
-    The activation, values that equal open_clip's defaults, and values that affect only training or the initial weights
-    are left out.
+    Two models have the same architecture if the results for their configs are equal. The activation, values that equal
+    open_clip's defaults, and values that affect only training or the initial weights are left out.
     """
     left_out = ("quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
     remaining = {name: value for name, value in config.items() if name not in left_out}

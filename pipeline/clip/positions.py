@@ -27,7 +27,8 @@ in `_TEXT`.
 def require_positions(model: torch.nn.Module, plan: ClipPlan, settings: ClipSettings) -> None:
     """Check that the positional embeddings in a weight file have as many positions as those of the model.
 
-    Weights from a tag or a hub are not checked. The image size is not checked if the settings specify it.
+    Weights from a tag or a hub are not checked. If the settings specify an image size, the image tower is not checked,
+    because open_clip then interpolates its positions.
 
     Args:
         model: model that the weights have been loaded into.

@@ -49,7 +49,7 @@ def decide(
         architecture: name of the architecture, for error messages.
 
     Raises:
-        InputError: neither the settings nor the config contain a value, and it is not the same for all tags. The
+        InputError: a value is in neither the settings nor the config, and the tags have different values for it. The
             message lists the possible values.
     """
     chosen, open_fields = {}, []

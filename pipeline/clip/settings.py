@@ -40,8 +40,8 @@ class ClipSettings(Settings):
     """Name of an open_clip model; `hf-hub:ORG/NAME` for a model on the Hugging Face Hub; `priorkit:demo` for the small
     model that priorkit includes; or `local-dir:PATH` for a folder with an open_clip config and weights."""
     pretrained: str | None = "laion2b_s34b_b79k"
-    """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because it then
-    includes the weights."""
+    """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because such a
+    model includes its weights."""
     preprocess: PreprocessSettings | None = None
     """Image preprocessing values that replace the values recorded with the weights, or supply values that are not
     recorded; null sets no values."""

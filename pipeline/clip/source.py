@@ -32,7 +32,7 @@ class ClipSource:
     """
 
     kind: SourceKind
-    """Kind of source, which depends on the model name.
+    """Kind of source. It depends on the prefix of the model name, or on the weights if there is no prefix.
 
     - `bundled`: the name has the prefix `priorkit:`.
     - `folder`: the name has the prefix `local-dir:`.

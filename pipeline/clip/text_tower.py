@@ -32,11 +32,11 @@ class TextEmbeds:
     """
 
     text_embed: torch.Tensor
-    """Pooled embeddings `[B, D]`, float32, not normalised."""
+    """Pooled embeddings `[B, D]` (D values per caption), float32, not normalised."""
     token_states: torch.Tensor | None
     """Token states of all captions, concatenated: `[sum of lengths, D_text]`, float32; None unless requested.
 
-    They are the outputs of the tower's final norm, before projection.
+    Each token has D_text values. They are the outputs of the tower's final norm, before projection.
     """
     lengths: list[int]
     """Number of token states of each caption; empty unless token states were requested."""
@@ -78,13 +78,14 @@ class TextTower:
 
     @torch.inference_mode()
     def probe(self, tokens: torch.Tensor) -> None:
-        """Test whether the tower returns token states, and whether batches can be truncated to their longest caption.
+        """Test whether the tower provides token states, and whether batches can be truncated.
 
-        The results are stored in `token_width` and `is_cut`. Batches can be truncated if the embeddings of the test
-        captions are the same with and without truncation, up to rounding.
+        The results are stored in `token_width` and `is_cut`. Truncation removes the tokens after the last end-of-text
+        token in a batch. Batches can be truncated if the tower supports it, and the embeddings of the test captions
+        stay the same, up to rounding.
 
         Args:
-            tokens: `[B, T]` tokens of test captions with different lengths.
+            tokens: tokens `[B, T]` of B test captions with different lengths, padded to T tokens.
         """
         if self._final_norm is not None:
             states = self._forward(tokens.to(self._device), token_states=True)[1]
@@ -102,7 +103,7 @@ class TextTower:
         """Encode tokens as pooled embeddings and, if `token_states` is True, token states.
 
         Args:
-            tokens: `[N, T]` int64, one row per caption.
+            tokens: tokens `[N, T]` of N captions, int64, padded to T tokens.
             token_states: True to return token states. The tower must provide them.
 
         Returns:
@@ -139,19 +140,19 @@ class TextTower:
         return [end + 1 for end in self._ends(tokens).tolist()]
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the position, in each row of tokens, of the token whose output open_clip uses as the embedding.
+        """Return the position of the token whose output open_clip uses as the embedding, for each row of tokens.
 
-        The result is a tensor `[B]`, int64.
+        The result is an int64 tensor `[B]`, with one position for each of the B rows.
         """
         is_end = tokens if self._end_id is None else (tokens == self._end_id).int()
         return is_end.argmax(dim=-1)
 
     def _forward(self, tokens: torch.Tensor, token_states: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode one batch of tokens `[B, L]`.
+        """Encode a batch of tokens `[B, L]`: B captions of L tokens each.
 
         Returns:
-            Embeddings `[B, D]`, and token states `[B, L, D_text]`. If `token_states` and `is_cut` are both False, the
-            second item is None instead.
+            Embeddings `[B, D]`, with D values per caption, and token states `[B, L, D_text]`, with D_text values per
+            token. The token states are None if `token_states` and `is_cut` are both False.
         """
         if self.is_cut:
             return self._forward_cut(tokens)
@@ -167,11 +168,11 @@ class TextTower:
                 hook.remove()
 
     def _forward_cut(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode tokens `[B, L]`, where L may be less than the context length.
+        """Encode a batch of tokens `[B, L]`: B captions of L tokens each, where L may be less than the context length.
 
         Returns:
-            Embeddings `[B, D]` and token states `[B, L, D_text]`. The embeddings equal those that open_clip computes
-            for the full context length, up to rounding.
+            Embeddings `[B, D]`, with D values per caption, and token states `[B, L, D_text]`, with D_text values per
+            token. The embeddings equal those that open_clip computes for the full context length, up to rounding.
         """
         tower, length = self._tower, tokens.shape[1]
         kind = tower.transformer.get_cast_dtype()

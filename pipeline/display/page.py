@@ -130,7 +130,8 @@ def new_plot(title: str, x: str, y: str, height: float = 3.2, width: float = 5.6
         x: label of the horizontal axis.
         y: label of the vertical axis.
         height, width: size of the matplotlib figure in inches. The page scales the plot to the width of its column.
-            The size therefore determines only the aspect ratio, and how large the text (about 10 points) looks.
+            The size therefore affects only the aspect ratio and the apparent size of the text, which is about 10 points
+            before scaling.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -210,8 +211,8 @@ def page_target(option: str, path: str, folders: Iterable[str]) -> str:
         folders: data folders. The page must not be inside any of them, because every file there counts as data.
 
     Raises:
-        InputError: the path is empty or that of a folder, its parent folder does not exist, it is inside one of the
-            data folders, or matplotlib is not installed.
+        InputError: the path is empty, is a folder or is inside one of the data folders; its parent folder does not
+            exist; or matplotlib is not installed.
     """
     target = os.path.abspath(path)
     if not path or os.path.isdir(target):

@@ -52,7 +52,8 @@ def open_closed_streams() -> None:
     Otherwise, the next file to be opened would get the file descriptor of a closed stream, and libraries that print to
     the stream would write into that file.
 
-    Also configure standard output and standard error to write characters that they cannot encode as backslash escapes.
+    Also configure standard output and standard error to write a backslash escape for each character that they cannot
+    encode.
     """
     for number in (0, 1, 2):
         try:

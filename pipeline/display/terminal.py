@@ -201,7 +201,7 @@ def progress_bar(description: str, unit: str, quiet: bool = False) -> Iterator[P
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Context manager that prints an error message for an exception, and raises `typer.Exit` with an exit code instead.
+    """Context manager that prints an error message for an exception, then raises `typer.Exit` with an exit code.
 
     Typer's own exceptions, ModuleNotFoundError and BrokenPipeError propagate unchanged. Typer and the command's entry
     point handle them.

@@ -17,10 +17,10 @@ warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 _ORIENTATION = 0x0112
 """Number of the EXIF tag that contains the orientation."""
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")
-"""Byte strings of which every PNG file with an EXIF orientation contains at least one.
+"""Byte strings that may indicate an EXIF orientation in a PNG file.
 
-A PNG file that contains none of them is treated as upright. Its EXIF is not read, because Pillow would decode the whole
-file to find it.
+Every PNG file with an EXIF orientation contains at least one of them. A file that contains none is treated as upright,
+and its EXIF is not read, because Pillow would decode the whole file to find it.
 """
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +74,8 @@ def eight_bit(values: np.ndarray, bits: int = 16) -> np.ndarray:
     """Convert pixel values of any numeric dtype to uint8.
 
     - uint8 values are returned unchanged.
-    - uint16 values are reduced to the upper 8 of their `bits` bits, even if the image uses only part of the range.
+    - uint16 values keep only the upper 8 of their `bits` significant bits. They are not rescaled, even if the image
+      uses only part of the range.
     - Other dtypes have no defined range, so the first of these rules that fits all finite values is applied:
       - Floats within 0..1 are multiplied by 255.
       - Values within 0..255 keep their scale, and fractions are dropped.

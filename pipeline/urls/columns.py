@@ -67,8 +67,9 @@ class ListColumns:
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
     """Choose the columns to read from a URL list, based on the columns of all its non-empty files.
 
-    If a file lacks one of the other kept columns, its rows have null in that column. If the type of a column differs
-    between files, the column gets the narrowest type that fits all files.
+    Each of these files must have the configured URL, caption and hash columns. If a file lacks any other kept column,
+    its rows have null in that column. If the type of a column differs between files, the column gets the narrowest type
+    that fits all files.
 
     Args:
         source: location of the list, for error messages.
@@ -76,9 +77,9 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         settings: names of the URL, caption and hash columns, and the other columns to keep.
 
     Returns:
-        Columns for the first file alone, then for the first two files together, and so on. The last item has the
-        columns of the whole list. An item that equals the previous item is left out. The items before the last make it
-        possible to recognise rows that were downloaded when the list had fewer files.
+        Columns of the first file alone, then of the first two files together, and so on. The last item has the columns
+        of the whole list. An item that equals the previous item is left out. The items before the last make it possible
+        to recognise rows that were downloaded when the list had fewer files.
 
     Raises:
         InputError: a file lacks the URL, caption or hash column; no file has one of the columns in `keep_columns`; the

@@ -1,6 +1,6 @@
 """Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally compressed (`.gz`).
 
-Invalid UTF-8 is replaced with U+FFFD. No row is dropped, so that the numbers of later rows do not change.
+Invalid UTF-8 is replaced with U+FFFD. The row is kept, so that later rows keep their row numbers.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def read_file(
 
     Raises:
         ValueError: the number of rows differs from the count.
-        one of READ_ERRORS: the file cannot be read.
+        Any of `READ_ERRORS`: the file cannot be read.
     """
     count = FileCount() if count is None else count
     rows = 0
@@ -240,7 +240,7 @@ def _read_parquet(
 
     Args:
         raw: the open file.
-        compressed: True if the file is compressed with gzip. It is then first unpacked to a temporary file.
+        compressed: True if the file is compressed with gzip. It is then unpacked to a temporary file before it is read.
         unwanted: function that returns True for a range of rows to skip. It is called for each row group.
         count: object to store the row count from the Parquet footer in.
     """

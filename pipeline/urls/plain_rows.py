@@ -127,7 +127,7 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
 def _require_row(value: dict[str, Any]) -> None:
     """Check that the only JSON object in a file is one row, and does not contain all rows of the list.
 
-    An object is rejected if one of its values is a non-empty list, and none is a string that contains `://`.
+    An object is rejected if at least one value is a non-empty list, and no value is a string that contains `://`.
 
     Args:
         value: the object.

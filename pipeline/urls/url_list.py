@@ -80,7 +80,7 @@ class UrlList:
         """Number of rows in the list, or None as long as it is unknown.
 
         The number of rows in an uncompressed Parquet file is read from its footer. The rows of any other file are
-        counted while they are read, so the number is unknown until all these files have been read to the end.
+        counted while they are read, so the total is unknown until every such file has been read to its end.
         """
         total = 0
         for path, mark in zip(self.files, self.marks, strict=True):
@@ -92,7 +92,7 @@ class UrlList:
 
     @property
     def rows(self) -> int | None:
-        """Number of rows in the list according to the Parquet footers; None if any file is not uncompressed Parquet."""
+        """Number of rows according to the Parquet footers; None unless all files are uncompressed Parquet."""
         counts = [mark.rows for mark in self.marks if mark is not None]
         return sum(counts) if len(counts) == len(self.marks) else None
 
@@ -106,8 +106,8 @@ class UrlList:
     def unchanged_rows(self, marks: Sequence[Mapping[str, Any] | None]) -> int:
         """Return the number of rows at the start of the list that are certain to be unchanged since an earlier run.
 
-        These are the rows of all files before the first file that may have changed. A file without a mark, which is any
-        file other than uncompressed Parquet, may always have changed.
+        These are the rows of all files before the first file that may have changed. A file without a mark (any file
+        other than uncompressed Parquet) is treated as changed.
 
         Args:
             marks: value of `marks_json` in the earlier run, from its manifest.
@@ -189,8 +189,8 @@ class UrlList:
     def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Convert a batch that was read from one file, so that it has the columns of the whole list.
 
-        Columns are selected, renamed, converted to the list's types, and put in its order. Columns that the file lacks
-        are filled with nulls.
+        The columns are selected, renamed, converted to the list's types, and reordered to match the list. Columns that
+        the file lacks are filled with nulls.
 
         Args:
             path: path of the file, for error messages.
@@ -215,8 +215,8 @@ class UrlList:
     def had_digest(self, table: pa.Table, digest: str) -> bool:
         """Return True if a shard has the same rows that an earlier run read when the list consisted of fewer files.
 
-        The list may have had fewer columns or narrower types then. The rows are therefore converted to each item of
-        `earlier`, and the `rows_digest` of the result is compared with `digest`.
+        The list may have had fewer columns or narrower types at that time. The rows are therefore converted to each set
+        of columns in `earlier`, and the `rows_digest` of each result is compared with `digest`.
 
         Args:
             table: rows of the shard, with the current columns of the list.
