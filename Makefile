@@ -13,7 +13,7 @@ PEERS_INSTALLED := $(PEERS)/installed
 demo: $(INSTALLED)
 	$(BIN)/priorkit demo
 
-# Run the tests that need pip packages alone, with one process more than there are cores.
+# Run the tests that need pip packages alone, with one process for each core.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 

@@ -58,6 +58,7 @@ def bad_lists(workspace: Workspace) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 def test_a_list_that_cannot_be_used_is_named(bad_lists: Workspace) -> None:
     lists = {
         "missing.parquet": "missing.parquet: no such file or folder",

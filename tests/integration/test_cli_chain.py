@@ -28,6 +28,7 @@ def done_now(summary: dict[str, list[dict[str, object]]]) -> list[object]:
     return [stage["done_now"] for stage in summary["stages"]]
 
 
+@pytest.mark.slow
 def test_the_commands_one_by_one_make_what_run_makes(
     workspace: Workspace, finished: Finished, tiny_clip: Path, gate: Gate
 ) -> None:

@@ -89,6 +89,7 @@ def test_every_row_is_there_once_in_order_whatever_became_of_it(
     assert texts == {f"{key}.txt": caption for key, caption in expected.items()}
 
 
+@pytest.mark.slow
 def test_concurrency_and_threads_do_not_change_a_byte(
     url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_list_without_captions_gives_no_caption_files(url_list: Any, tmp_path:
     assert {name.partition(".")[2] for name in members(tmp_path / "images")} == {"jpg", "json"}
 
 
+@pytest.mark.slow
 def test_a_grown_list_redoes_only_what_grew(
     url_list: Any, image_server: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
@@ -257,6 +259,7 @@ def test_the_same_list_in_another_format_is_the_same_list(
     assert download(str(tmp_path / "list.jsonl"), str(images_folder), download_settings).done_now == 0
 
 
+@pytest.mark.slow
 def test_limited_runs_then_the_full_one_give_the_bytes_of_the_full_one(
     images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:

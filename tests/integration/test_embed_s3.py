@@ -169,6 +169,7 @@ def test_a_table_of_captions_and_images(
     assert embed(f"{bucket}/table{name}", f"{bucket}/out", settings).done_now == 0
 
 
+@pytest.mark.slow
 def test_the_command_and_a_bucket_that_is_not_there(
     bucket: str, images_folder: Path, embeddings_folder: Path, embed_settings: EmbedSettings, folder_bytes: FolderBytes,
     commands: CommandServer,
@@ -190,6 +191,7 @@ def test_the_command_and_a_bucket_that_is_not_there(
     assert "no-such-bucket-here" in absent.stderr
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_the_local_folder(bucket: str, embeddings_folder: Path) -> None:
     embeddings = f"{bucket}/embeddings"
     upload(embeddings_folder, embeddings)

@@ -37,6 +37,7 @@ from priorkit.prior.train.stage import train
 from .conftest import Workspace
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
+pytestmark = pytest.mark.slow
 READ = ReadSettings(validation_fraction=0.1, test_fraction=0.2)
 SETTINGS = EvaluateSettings.model_validate(
     {"threads": 1, "draws": 2, "bootstrap_samples": 100, "device": "cpu", "sample": {"steps": 2}}
@@ -227,7 +228,6 @@ def test_what_is_hostile_is_text(
     assert "default-src 'none'" in page.content.decode()
 
 
-@pytest.mark.slow
 def test_what_is_missing_is_said(prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path) -> None:
     # a prior that was not trained here, and no images
     bare = tmp_path / "bare"
@@ -253,7 +253,6 @@ def test_what_is_missing_is_said(prior: Path, embeddings: Path, evaluation: Path
     assert "is damaged" in page.text["Training"]
 
 
-@pytest.mark.slow
 def test_embeddings_without_captions_have_a_gallery_without_them(
     prior: Path, embeddings: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -351,7 +350,6 @@ def test_what_does_not_belong_together_is_refused(
     assert sorted(path.name for path in tmp_path.glob("*tmp")) == []
 
 
-@pytest.mark.slow
 def test_the_prior_that_was_evaluated_is_found_and_another_is_refused(
     prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -377,7 +375,6 @@ def test_the_prior_that_was_evaluated_is_found_and_another_is_refused(
     assert not (tmp_path / "other.html").exists()
 
 
-@pytest.mark.slow
 def test_a_checkpoint_has_a_report(embeddings: Path, images: Path, tmp_path: Path) -> None:
     train(str(embeddings), str(tmp_path / "prior"), changed(SMALL_TRAIN, steps=5, network__width=16), READ)
     pth, config = str(tmp_path / "prior.pth"), str(tmp_path / "prior.json")
@@ -427,7 +424,6 @@ def test_a_floor_of_fewer_rows_says_so(embeddings: Path, images: Path, tmp_path:
     assert f"There are {train_rows} training rows for the distances of real against real." in text
 
 
-@pytest.mark.slow
 def test_the_way_of_drawing_is_the_one_that_was_evaluated(
     prior: Path, embeddings: Path, evaluation: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from priorkit.prior.train.step import Learner
 
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
+pytestmark = pytest.mark.slow
 HUNDRED = changed(SMALL_TRAIN, steps=100, log_every=1, checkpoint_every=1000, batch_size=61)
 READ = ReadSettings(validation_fraction=0.1)
 
@@ -108,7 +109,7 @@ def alone(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, 3])
 def test_ranks_share_every_batch_and_give_the_losses_of_one_process(
     embeddings: Path, alone: Path, tmp_path: Path, size: int
 ) -> None:
@@ -146,7 +147,6 @@ def test_checkpoints_go_from_one_rank_to_two_and_back(embeddings: Path, alone: P
     assert_same_losses(alone, prior, 100)
 
 
-@pytest.mark.slow
 def test_parts_of_a_step_give_its_loss(embeddings: Path, alone: Path, tmp_path: Path) -> None:
     settings = changed(HUNDRED, accumulate=4)
     run_loop(job := job_of(embeddings, tmp_path, settings), job.open_embeddings(), Seen())
@@ -161,7 +161,6 @@ def test_what_one_rank_is_asked_stops_all_with_a_checkpoint(embeddings: Path, al
     assert_same_losses(alone, prior, 100)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("token_states", [False, True])
 def test_dropout_differs_from_rank_to_rank_and_goes_on_exactly(
     embeddings: Path, tmp_path: Path, token_states: bool

@@ -16,6 +16,7 @@ from .synthetic import SMALL_TRAIN, changed, write_embeddings
 READ = ReadSettings(validation_fraction=0.1)
 
 
+@pytest.mark.slow
 def test_the_same_prior_as_locally_stopped_and_gone_on_with(bucket: str, tmp_path: Path) -> None:
     local, remote = tmp_path / "prior", f"{bucket}/prior"
     embeddings = write_embeddings(tmp_path / "embeddings", token_states=True)
