@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from priorkit.pipeline.contract.lock import LEASE_NAME
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read.settings import ReadSettings
