@@ -31,7 +31,7 @@ _OS_MESSAGES = {
     errno.EMFILE: "too many open files ({}); raise the limit with `ulimit -n 65536`",
     errno.ENAMETOOLONG: "{} is longer than the file system takes; use a shorter name",
     errno.ENOENT: "{}: no such file or folder",
-    errno.ENOSPC: "no space left on the disk ({}); free some: what is committed is kept, the same command goes on",
+    errno.ENOSPC: "no space left on the disk ({}); free some: what is committed is kept, the same command resumes",
     errno.ENOSYS: "{}: the file system cannot do this; use a folder on another",
     errno.ENOTDIR: "{} has a file where a folder is needed; name another path",
     errno.EIO: "{}: the disk, the network file system or the terminal failed; what is committed is kept",

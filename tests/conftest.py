@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -222,8 +223,8 @@ class SharedFolders:
 
     def images(self, settings: DownloadSettings) -> Path:
         def make(folder: Path) -> None:
-            with serving_folder(folder.with_suffix(".served")) as server:
-                download(str(write_list(server, self.path).path), str(folder), settings)
+            with serving_folder(folder.with_name("served")) as server:
+                download(str(write_list(server, folder.parent).path), str(folder), settings)
 
         return self._make("images", settings.model_dump_json(), make)
 
@@ -235,7 +236,7 @@ class SharedFolders:
 
     def _make(self, kind: str, settings: str, make: Callable[[Path], None]) -> Path:
         if (key := f"{kind} {settings}") not in self.made:
-            folder = self.path / f"{kind}{len(self.made)}"
+            folder = Path(tempfile.mkdtemp(dir=self.path)) / kind
             make(folder)
             self.made[key] = folder
         return self.made[key]

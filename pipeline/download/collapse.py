@@ -109,7 +109,7 @@ class SuccessWatch:
             raise PriorkitError(
                 f"success has collapsed: {successes:,} of the last {self._count:,} rows gave an image, less than "
                 f"download.min_success_rate={self._min_rate:g}; {diagnosis(self._total)}. What is committed is kept, "
-                "the same command resumes from there; download.min_success_rate=0 never stops"
+                "the same command resumes from there; with download.min_success_rate=0 it never stops"
             )
 
 

@@ -115,7 +115,7 @@ class Subject:
         """Raise InputError if the prior has not finished training."""
         if not self.content:
             raise InputError(
-                f"{self.source.path}: the prior's training has not ended; run `priorkit train` again, it goes on where "
+                f"{self.source.path}: the prior's training has not ended; run `priorkit train` again, it resumes where "
                 "it was, and can be evaluated after its last step"
             )
 

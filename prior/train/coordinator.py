@@ -78,7 +78,7 @@ class Coordinator:
             self._fail(
                 PriorkitError(
                     f"Ray workers died {_ATTEMPTS} times in a row without a new step; they may need more memory, so "
-                    "smaller batches or train.accumulate; see Ray's logs for the cause. The same command goes on from "
+                    "smaller batches or train.accumulate; see Ray's logs for the cause. The same command resumes from "
                     "the newest checkpoint"
                 ),
                 "",

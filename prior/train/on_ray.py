@@ -241,5 +241,5 @@ def _require_remaining_room(ray: Any, compute: ComputeSettings, step: int) -> No
     except PriorkitError as error:
         raise PriorkitError(
             f"after step {step:,}, too few nodes were left, and none came in {_PATIENCE_SECONDS:.0f} s: {error}; the "
-            "same command goes on from the newest checkpoint"
+            "same command resumes from the newest checkpoint"
         ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -17,13 +18,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-START_SECONDS = 60
-"""Seconds to wait until the server listens."""
+_START_SECONDS = 240
+"""Seconds to wait until the server listens or a command is forked, on a machine that is busy with other work."""
+_PR_SET_CHILD_SUBREAPER = 36
+"""Option of Linux's prctl."""
 
 
 class Command:
@@ -32,22 +36,29 @@ class Command:
     def __init__(self, connection: socket.socket, output: IO[bytes], errors: IO[bytes]) -> None:
         self._connection, self._files = connection, (output, errors)
         self._answers = connection.makefile("r")
-        self.pid = int(self._answers.readline())
+        self.pid = self._answer(_START_SECONDS)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Return the exit code, or None if the command has not ended."""
         if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
-            self._wait(1)
+            self.returncode = self._answer(1)
         return self.returncode
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        """Wait for the end, close all files, and return standard output and standard error.
+        """Wait for the end of the command and of all processes that it started; return its output and its errors.
 
         Raises:
-            TimeoutError: the command did not end in time.
+            AssertionError: they did not end in time. The command has been killed. The message has the output.
         """
-        self._wait(timeout)
+        is_late = False
+        try:
+            if self.returncode is None:
+                self.returncode = self._answer(timeout)
+            assert self._answer(timeout) == 0
+        except TimeoutError:
+            is_late = True
+            self.kill()
         texts = []
         for file in self._files:
             file.seek(0)
@@ -55,19 +66,21 @@ class Command:
             file.close()
         self._answers.close()
         self._connection.close()
+        assert not is_late, f"after {timeout:g} s the command, or what it started, still ran: {texts}"
         return texts[0], texts[1]
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
+        if self.returncode is None and self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def _wait(self, timeout: float) -> None:
-        if self.returncode is None:
-            self._connection.settimeout(timeout)
-            self.returncode = int(self._answers.readline())
+    def _answer(self, timeout: float) -> int:
+        self._connection.settimeout(timeout)
+        line = self._answers.readline()
+        assert line, "the command server ended"
+        return int(line)
 
 
 class CommandServer:
@@ -75,6 +88,7 @@ class CommandServer:
 
     def __init__(self, address: Path) -> None:
         self._address = str(address)
+        self._started: list[Command] = []
 
     def start(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> Command:
         """Start a command whose standard input is empty. `Command.communicate` closes what is opened here."""
@@ -84,47 +98,54 @@ class CommandServer:
         connection.connect(self._address)
         socket.send_fds(connection, [len(request).to_bytes(8, "big")], [output.fileno(), errors.fileno()])
         connection.sendall(request)
-        return Command(connection, output, errors)
+        self._started.append(Command(connection, output, errors))
+        return self._started[-1]
 
     def run(
         self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         command = self.start(arguments, cwd, environment)
-        try:
-            output, errors = command.communicate(timeout=240)
-        finally:
-            command.kill()  # one that did not end must not outlive the test
+        output, errors = command.communicate(timeout=240)
         assert command.returncode is not None
         return subprocess.CompletedProcess(["priorkit", *arguments], command.returncode, output, errors)
+
+    def kill_all(self) -> None:
+        """Kill the commands that failed tests have left."""
+        for command in self._started:
+            if command.returncode is None:
+                command.kill()
 
 
 @contextlib.contextmanager
 def serving_commands(folder: Path, environment: Mapping[str, str]) -> Iterator[CommandServer]:
     """Start a server whose socket is in the given folder, and stop it afterwards."""
     address = folder / "commands"
-    with subprocess.Popen([sys.executable, __file__, address], env=dict(environment)) as process:
+    program = [sys.executable, __file__, address]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, env=dict(environment)) as process:
         try:
-            end = time.monotonic() + START_SECONDS
+            end = time.monotonic() + _START_SECONDS
             while not address.exists():
                 assert process.poll() is None, "the command server ended"
                 assert time.monotonic() < end, "the command server does not answer"
                 time.sleep(0.01)
-            yield CommandServer(address)
+            server = CommandServer(address)
+            yield server
+            server.kill_all()
         finally:
             process.kill()
 
 
 def _serve(address: str) -> None:
-    """Fork one supervisor for each connection. A supervisor runs the command and sends its process id and exit code."""
+    """Fork one supervisor for each connection, until the tests' process closes this one's standard input."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel discards supervisors that have ended
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen()
     os.rename(f"{address}.new", address)
-    while True:
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
-        assert _threads() <= {"python", "jemalloc_bg_thd"}, f"threads do not survive a fork: {_threads()}"
+        assert _other_threads() <= {"jemalloc_bg_thd"}, f"threads do not survive a fork: {_other_threads()}"
         if os.fork() == 0:
             listener.close()
             _supervise(connection)
@@ -132,25 +153,40 @@ def _serve(address: str) -> None:
         connection.close()
 
 
-def _threads() -> set[str]:
-    """Return the names of this process's threads. pyarrow's jemalloc has one and prepares it for a fork."""
-    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+def _other_threads() -> set[str]:
+    """Return the names of all threads but the main one. pyarrow's jemalloc has a thread, and handles forks."""
+    tasks = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
+    return {(path / "comm").read_text().strip() for path in tasks}
 
 
 def _supervise(connection: socket.socket) -> None:
+    """Run the command, and send its process id, its exit code, and 0 once all that it started has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the command become children of this
     size, files, _, _ = socket.recv_fds(connection, 8, 2)
     request = b""
     while len(request) < int.from_bytes(size, "big"):
-        request += connection.recv(1 << 16)
+        chunk = connection.recv(1 << 16)
+        if not chunk:
+            return  # the tests' process has ended
+        request += chunk
     process = os.fork()
     if process == 0:
         connection.close()
         _run(json.loads(request), files)
         return
-    connection.sendall(f"{process}\n".encode())
-    _, status = os.waitpid(process, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    for file in files:
+        os.close(file)
+    with contextlib.suppress(BrokenPipeError):
+        connection.sendall(f"{process}\n".encode())
+        ended, status = os.wait()
+        while ended != process:
+            ended, status = os.wait()
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+        connection.sendall(b"0\n")
 
 
 def _run(request: tuple[list[str], str, dict[str, str]], files: list[int]) -> None:
@@ -169,7 +205,11 @@ def _run(request: tuple[list[str], str, dict[str, str]], files: list[int]) -> No
     try:
         main()
     except SystemExit as end:
-        atexit._run_exitfuncs()  # of what the rest of an interpreter's end does, nothing but its second is noticed
+        # the end of an interpreter, without the second in which it frees torch's modules
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 0)
 
 

@@ -233,7 +233,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(
             )  # fmt: skip
             assert done.returncode == 1
             assert "error: no space left on the disk" in done.stderr
-            assert "the same command goes on" in done.stderr
+            assert "the same command resumes" in done.stderr
             assert "Traceback" not in done.stderr
         assert not list(folder.rglob("*tmp"))
         now = workspace.snapshot()
@@ -383,6 +383,9 @@ def test_an_interrupted_training_goes_on(holding: Callable[..., Workspace], fini
         before = names(state)
         process = workspace.start("train", "recipe.yaml")
         wait_for(lambda before=before: bool(names(state) - before))
+        process.send_signal(signal.SIGSTOP)  # frozen, so that it cannot end before the signal arrives
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         said = stop(process, number)
         step = int(said.partition("stopped after step ")[2].partition(" ")[0])
         assert max(names(state)) == f"step_{step:09d}.safetensors"
