@@ -59,9 +59,9 @@ class ShardCommit:
             self._files[name] = file.record()
 
     def write_log(self, name: str, value: Any) -> None:
-        """Write a JSON file whose content may differ between identical runs, such as timings.
+        """Write a JSON log file, for example with timings.
 
-        The shard's record contains the file's name but no hash.
+        The content may differ between identical runs, so the shard's record contains the file's name but no hash.
         """
         self._store.write_json(self._location(name), value)
         self._logs.append(name)

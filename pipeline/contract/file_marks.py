@@ -144,7 +144,7 @@ _HASHES = _Hashes()
 
 
 def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -> None:
-    """Hash the content of a file that has been read in full, and store the hash for a later call of `marks_of_read`.
+    """Hash the content of a file that has been read in full, and store the hash for a later call to `marks_of_read`.
 
     Args:
         stamp: size and modification time of the file before it was read.
@@ -154,7 +154,7 @@ def note_content(store: Store, name: str, stamp: Stamp, content: bytes | None) -
 
 
 def note_file(store: Store, name: str) -> None:
-    """Hash a file before its rows are read, and store the hash for a later call of `marks_of_read`.
+    """Hash a file before its rows are read, and store the hash for a later call to `marks_of_read`.
 
     If the file is missing or cannot be read, nothing is stored and no error is raised.
     """
@@ -186,7 +186,7 @@ class _HashedReader:
 def open_hashed(store: Store, name: str) -> Iterator[BinaryIO]:
     """Context manager that opens a file for streaming, and hashes it while it is read.
 
-    The hash is stored for a later call of `marks_of_read`, unless the `with` block raises an exception.
+    The hash is stored for a later call to `marks_of_read`, unless the `with` block raises an exception.
     """
     stamp = stamps(store, [name]).get(name, NO_STAMP)
     with store.fs.open(f"{store.root}/{name}", "rb") as file:

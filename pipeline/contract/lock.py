@@ -1,8 +1,8 @@
 """Folder lock, which lets only one process at a time write to a folder.
 
 A local folder is locked with `flock`; the kernel releases the lock when the process ends. On an object store, or on a
-file system without locks, the writer holds a lease instead. A lease is a small file that the writer renews while it
-works. After a crash, the lease expires.
+file system that does not support locks, the writer holds a lease instead. A lease is a small file that the writer
+renews while it works. After a crash, the lease expires.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ lease has expired."""
 _RENEWALS = 4
 """Number of renewals per lease period, so that one or two slow requests do not let the lease expire."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, 524})
-"""Error codes that `flock` returns on file systems without locks, such as Lustre mounted without `-o flock` and some
-NFS and autofs mounts. 524 is ENOTSUPP, which Python's `errno` module does not define."""
+"""Error codes of `flock` on file systems that do not support locks.
+
+Examples are Lustre mounted without `-o flock`, and some NFS and autofs mounts. 524 is ENOTSUPP, which Python's `errno`
+module does not define.
+"""
 _WARNED: set[str] = set()
-"""Folders for which this process has already logged that the file system has no locks."""
+"""Folders for which this process has already logged that the file system does not support locks."""
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Format of the folder that a stage (such as `download` or `embed`) writes, and functions that read and check it.
 
-A folder contains `manifest.json` and the files of the shards. A shard is committed, which means complete, once it has a
-record: either in the manifest or in a separate JSON file in `shards/`. A worker writes this file after all other files
-of the shard. When the stage ends, it merges all record files into the manifest.
+A folder contains `manifest.json` and the files of the shards. A shard is committed (complete) once it has a record,
+either in the manifest or in a separate JSON file in `shards/`. A worker writes this file after all other files of the
+shard. When the stage ends, it merges all record files into the manifest.
 
 A record contains the sizes and hashes of the shard's files, and the fingerprints of the shard's input and settings.
 They are used to check that the shard is complete and up to date. The module `commit` writes the folder.
@@ -251,7 +251,8 @@ def damaged_shards(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     The folder is listed only once. The content of the files is not checked.
 
     Returns:
-        Dict that maps the name of each such shard to the names of these files; empty if no shard is damaged.
+        Dict that maps the name of each damaged shard to the names of its missing or wrong-sized files. It is empty if
+        no shard is damaged.
     """
     sizes = store.sizes() if manifest.shards else {}
     missing = {name: missing_files(record, sizes) for name, record in manifest.shards.items()}

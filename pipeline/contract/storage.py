@@ -59,9 +59,10 @@ def _check_inside(name: str) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Context manager that writes a local file atomically. If the `with` block raises, no file is created or replaced.
+    """Context manager that writes a local file atomically.
 
-    The file is written under a temporary name in the same folder, which must exist, and renamed on exit.
+    The file is written under a temporary name in the same folder, which must exist, and renamed on exit. If the `with`
+    block raises an exception, no file is created or replaced.
 
     Args:
         durable: True to flush the file to disk before it is renamed, so that it survives a power failure.
@@ -221,9 +222,9 @@ class Store:
     def create(self, name: str) -> Iterator[HashingFile]:
         """Context manager that creates or replaces the file `name` atomically, and yields a file object to write to.
 
-        The yielded `HashingFile` computes the hash of the bytes written. If the `with` block raises, the file is not
-        created or replaced. Local files are written with `atomic_file`. Remote files are uploaded on exit. In an object
-        store, a file is not visible until its upload is complete.
+        The yielded `HashingFile` computes the hash of the bytes written. If the `with` block raises an exception,
+        the file is not created or replaced. Local files are written with `atomic_file`. Remote files are uploaded on
+        exit. In an object store, a file is not visible until its upload is complete.
         """
         path = self.path(check_name(name))
         if self.is_local:

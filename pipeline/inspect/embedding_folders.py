@@ -49,7 +49,7 @@ class _FolderInspector:
         self._first_rows: list[int] = []
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the vectors, metadata and token states (per-token text-encoder outputs) of a shard."""
+        """Check a shard's vectors, metadata and token states (per-token text-encoder outputs), and report faults."""
         self._names.append(shard.name)
         self._first_rows.append(shard.first_row)
         self.vectors.inspect(shard)

@@ -103,7 +103,7 @@ class Examples:
             self._places += places()[: self._most - len(self._places)]
 
     def report(self, report: Report, description: str) -> None:
-        """Report one finding, such as `12 captions are empty, such as shard 00002, row 17`.
+        """Report one finding, for example `12 captions are empty, such as shard 00002, row 17`.
 
         Do nothing if no rows were counted.
 

@@ -35,8 +35,8 @@ def inspect_folder(path: str, progress: ProgressCallback = no_progress) -> Inspe
     """Inspect a folder written by any stage (such as `download` or `embed`), by img2dataset or by clip-retrieval.
 
     Memory use is bounded. The inspection reads one block of rows at a time. To find near duplicates, it stores up to
-    100,000 embeddings. To find exact duplicates, it stores 16 bytes for each of up to 10 million keys and 10 million
-    images.
+    100,000 embeddings. To find exact duplicates, it stores 16 bytes per key (for up to 10 million keys) and 16 bytes
+    per image (for up to 10 million images).
 
     Args:
         path: folder to inspect.

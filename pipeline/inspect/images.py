@@ -175,11 +175,11 @@ class ImageInspector:
     def _inspect_size(
         self, where: str, row: int | None, key: str, image: bytes, table: ShardTable | None, report: Report
     ) -> None:
-        """Read the width and height of an image if it is selected at random, and compare them with the table.
+        """Read the width and height of an image if it is selected at random, and compare them with the table's values.
 
         The images are selected by reservoir sampling (Vitter 1985): at the end, every image in the folder is equally
-        likely to be among the selected ones. Only the header of a selected image is read. If the header cannot be read,
-        a fault is reported.
+        likely to be among the selected ones. Only the header of a selected image is read. A fault is reported if the
+        header cannot be read, or if the table states a different width or height.
         """
         self._images += 1
         place = self._random.randrange(self._images)
@@ -207,8 +207,9 @@ class ImageInspector:
     def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:
         """Compare the keys in a tar file with the keys of the images in the shard's table.
 
-        Report a fault if the numbers of images differ. Also report the first position at which the keys differ. If
-        `download` did not write the folder, and only the order of the keys differs, add a note instead.
+        Report a fault if the tar file and the table have different numbers of images. Also report the first position at
+        which their keys differ. If `download` did not write the folder, and the keys differ only in their order, add a
+        note instead.
         """
         if len(keys) != len(table.images):
             report(f"shard {shard.name}: {len(keys)} images, its parquet says {len(table.images)}")

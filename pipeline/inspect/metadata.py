@@ -55,7 +55,7 @@ class MetadataInspector:
         self._norms = {name: magnitudes() for name in _NORMS}
 
     def inspect(self, shard: ShardParts) -> None:
-        """Inspect the metadata file of a shard."""
+        """Check a shard's metadata file, report faults, and collect statistics for `finish`."""
         name, report = shard.files["metadata"], shard.report["metadata"]
         try:
             with open_stored_parquet(self._store, name) as table:
@@ -64,7 +64,7 @@ class MetadataInspector:
             report(f"shard {shard.name}: {self._store.url}/{name} is damaged ({one_line(error)}); embed it again")
 
     def _inspect_table(self, shard: ShardParts, table: pq.ParquetFile, report: Report) -> None:
-        """Inspect the keys, captions and norms in an open metadata file."""
+        """Check the row count, columns, keys, captions and norms of an open metadata file, and report faults."""
         name, stored = shard.files["metadata"], table.schema_arrow.names
         if table.metadata.num_rows != shard.rows:
             report(
@@ -126,10 +126,10 @@ class MetadataInspector:
     def _inspect_keys(
         self, shard: ShardParts, start: int, values: Mapping[str, pa.Array], key: str, report: Report
     ) -> np.ndarray:
-        """Inspect the keys of a block of rows, and return a hash of each key.
+        """Check the keys of a block of rows, and return a hash of each key.
 
-        In a folder written by `embed`, rows without a key and rows with different keys in the two key columns are
-        reported. In other folders, rows without a key are only counted.
+        In a folder written by `embed`, report each row that has no key, and each row in which `key` and `image_path`
+        differ. In other folders, only count the rows without a key.
 
         Args:
             shard: shard that contains the rows.
@@ -205,7 +205,11 @@ class MetadataInspector:
             report(f"shard {shard.name}, row {start + row}: {column} is {numbers[row]:.4g}")
 
     def inspect_token_states(self, shard: ShardParts) -> None:
-        """Inspect a shard's token states (text encoder outputs) and offsets (index of each row's first token state)."""
+        """Check a shard's token states and their offsets, and report faults.
+
+        Token states are per-token text-encoder outputs. The offsets are the index of each row's first token state,
+        followed by the number of token states.
+        """
         name, report = shard.files["offsets"], shard.report["offsets"]
         try:
             offsets = np.concatenate(list(array_blocks(self._store, name)) or [np.empty(0, np.int64)])

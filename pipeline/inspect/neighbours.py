@@ -35,11 +35,14 @@ class Neighbours:
     compared: int
     """Number of rows with distinct embeddings that were compared with all others within the time limit."""
     near_pairs: int
-    """Number of near-duplicate pairs. Their embeddings differ, but have a cosine of at least `near` (see `compare`)."""
+    """Number of near-duplicate pairs.
+
+    The embeddings of such a pair differ, but their cosine similarity is at least the argument `near` of `compare`.
+    """
     examples: list[tuple[int, int]]
     """Row numbers of up to three near-duplicate pairs."""
     nearest: np.ndarray
-    """`[compared]` float32: largest cosine between each compared row and any row with a different embedding.
+    """`[compared]` float32: for each compared row, the largest cosine similarity to a row with a different embedding.
 
     Empty if all rows have the same embedding.
     """

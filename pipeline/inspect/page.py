@@ -19,10 +19,10 @@ def health(inspection: Inspection) -> str:
 
 
 def summary_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return (name, value) table rows with the name of the stage and the numbers of shards, rows and bytes in the
-    folder.
+    """Return (name, value) table rows that summarise a folder.
 
-    One further table row for each outcome, such as `success`, contains the number of rows with this outcome.
+    The values are the name of the stage, the numbers of shards, rows and bytes in the folder, and the number of rows
+    with each outcome, such as `success`.
     """
     rows: list[tuple[str, Any]] = [("stage", inspection.stage), ("shards", f"{inspection.shards:,}")]
     rows += [("rows", f"{inspection.rows:,}"), ("bytes", f"{inspection.bytes:,}")]
@@ -49,7 +49,10 @@ def setting_rows(inspection: Inspection) -> list[tuple[str, Any]]:
 
 
 def looked_at_rows(inspection: Inspection) -> list[tuple[str, Any]]:
-    """Return one (check, count) table row per check, where count is the number of rows, files or images checked."""
+    """Return one (description, count) table row for each check.
+
+    The count is the number of rows, files or images that were checked.
+    """
     return [(name, f"{number:,}") for name, number in inspection.looked_at.items()]
 
 

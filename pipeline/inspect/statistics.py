@@ -37,7 +37,7 @@ class Distribution:
         self._min, self._max = math.inf, -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Add values `[n]`. NaN and infinity are skipped, because the callers report them."""
+        """Add n values, given as an array `[n]`. NaN and infinity are skipped, because the callers report them."""
         values = np.asarray(values, np.float64)
         values = values[np.isfinite(values)]
         if not len(values):

@@ -44,13 +44,13 @@ class _Alignment:
     name: str
     rows: int
     gap: float
-    """Mean cosine of images and their own texts, minus the mean cosine of images and unrelated texts."""
+    """Mean cosine similarity of images to their own texts, minus that of images to unrelated texts."""
     error: float
     """Standard error of `gap`."""
 
 
 def array_blocks(store: Store, name: str, block_rows: int = _BLOCK_ROWS) -> Iterator[np.ndarray]:
-    """Yield the rows of a stored array `[N, ...]` in blocks, reading the file as a stream.
+    """Yield blocks of consecutive rows of the array in a `.npy` file, reading the file as a stream.
 
     Raises:
         InputError: the array is damaged, truncated or in Fortran order.
@@ -238,9 +238,9 @@ class VectorInspector:
     def _report_alignment(self) -> None:
         """Report each shard whose images are no more similar to their own texts than to unrelated texts.
 
-        Such a shard is reported as a problem only if the images of another shard are clearly more similar to their own
-        texts than to unrelated texts. If no shard has such images, the cause may lie in the whole folder or in the CLIP
-        model, so a single note is added instead.
+        Such a shard is reported as a problem only if, in another shard, the images are clearly more similar to their
+        own texts. If this is not the case in any shard, the cause may lie in the whole folder or in the CLIP model, so
+        a single note is added instead.
         """
         clear = max((shard.gap - 4 * shard.error for shard in self._alignments), default=0.0)
         for shard in self._alignments:

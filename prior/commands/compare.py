@@ -18,7 +18,7 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluations: each metric's difference from the first evaluation, with a 95% confidence interval.
+    """Compare each evaluation's metrics with those of the first, with 95% confidence intervals for the differences.
 
     Example: priorkit compare data/evaluation runs/wider/evaluation
     """

@@ -1,4 +1,4 @@
-"""Picture that shows, for a few captions, the images nearest to the text embedding and to the prior's prediction."""
+"""Functions that find the images nearest to text embeddings and to a prior's predictions, and draw them in a figure."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class GalleryRow:
 
 
 def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions in `images` of the images nearest to each of C queries, nearest first: `[C, count]`.
-
-    The nearest images are those with the highest cosine similarity. If `images` has fewer than `count` rows, all of
-    them are returned.
+    """Find the images with the highest cosine similarity to each query embedding.
 
     Args:
-        queries: embeddings of norm 1 for the queries, `[C, D]`, where D is the embedding size.
+        queries: C query embeddings of norm 1, `[C, D]`, where D is the embedding dimension.
         images: embeddings of norm 1 of the S images to search, `[S, D]`.
-        count: number of images to return per query.
+        count: number of images to find per query. If it is greater than S, all images are returned.
+
+    Returns:
+        Positions in `images` of the images found, nearest first, `[C, min(count, S)]`.
     """
     return np.asarray(np.argsort(-(queries.astype(np.float32) @ images.T), axis=1, kind="stable")[:, :count])
 
@@ -58,7 +58,7 @@ def nearest(queries: np.ndarray, images: np.ndarray, count: int) -> np.ndarray:
 def nearest_images(
     prior: Prior, dataset: EmbeddingDataset, rows: np.ndarray, count: int, seed: int
 ) -> list[GalleryRow]:
-    """Find the images nearest to each caption's text embedding, and those nearest to the prior's prediction for it.
+    """Find, for each caption, the images nearest to its text embedding and those nearest to the prior's prediction.
 
     All images of the dataset are searched. For each prediction, two embeddings are sampled, and the one with the higher
     cosine similarity to the text is used; see `Prior.sample`.
@@ -69,6 +69,9 @@ def nearest_images(
         rows: row numbers of the captions.
         count: number of images to find for each text embedding, and for each prediction.
         seed: seed for sampling the predictions.
+
+    Returns:
+        One gallery row per caption, in the order of `rows`.
     """
     whole = dataset.take(np.arange(dataset.count))
     keys = dataset.metadata(whole.rows, ["key"]).column("key").to_pylist()
@@ -111,7 +114,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
     Args:
         rows: captions and the keys of their nearest images; at least one row.
         images: images by key, with an entry for every key in `rows`.
-        title: title of the picture.
+        title: title of the figure.
     """
     count = len(rows[0].nearest_to_text)
     block = count * (_TILE + _MARGIN)

@@ -27,12 +27,15 @@ _THUMBNAIL = 128
 
 
 def find_rows(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the position of each wanted id in `ids`: `[N]`; -1 for an id that is missing.
+    """Return the position of each wanted id in `ids`, or -1 for an id that is missing.
 
     Args:
-        ids: ids of all rows, `[M]`. If an id occurs more than once, its first position is returned.
-        order: `np.argsort(ids, kind="stable")`, `[M]`.
-        wanted: ids to look up, `[N]`.
+        ids: ids of all M rows, `[M]`. If an id occurs more than once, its first position is returned.
+        order: order that sorts `ids`, `[M]`, computed by `np.argsort(ids, kind="stable")`.
+        wanted: N ids to look up, `[N]`.
+
+    Returns:
+        Positions of the wanted ids, `[N]`.
     """
     candidates = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
     return np.asarray(np.where(ids[candidates] == wanted, candidates, -1))
@@ -45,7 +48,7 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     therefore always have the same orientation.
 
     Args:
-        values: vectors, `[N, D]`.
+        values: N vectors of dimension D, `[N, D]`.
 
     Returns:
         The mean `[D]`, the axes `[2, D]` and their shares of the variance `[2]`.
@@ -62,10 +65,10 @@ def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None
     One plot shows the true images and the texts. A second plot shows the true images and the predictions.
 
     Args:
-        image: true image embeddings, `[N, D]`.
-        text: text embeddings, `[N, D]`.
+        image: true image embeddings, `[N, D]`: N rows of embedding dimension D.
+        text: text embeddings of the same rows, `[N, D]`.
         predicted: predicted embeddings, `[N, D]`; None to leave out the second plot.
-        split: name of the split, for the titles.
+        split: name of the evaluation split, for the plot titles.
     """
     mean, axes, shares = principal_axes(image)
     embeds = {"true image": image, "text": text} | ({} if predicted is None else {"predicted": predicted})
@@ -87,19 +90,20 @@ def gallery(
 ) -> tuple[list[str], list[str]]:
     """Return HTML fragments of an image gallery, with one card per caption.
 
-    Each card shows the caption's own image and, for each of its queries, the images nearest to the query embedding.
+    Each card shows the caption's own image, and the images nearest to each of the caption's query embeddings. The query
+    embeddings are, for example, the caption's text embedding and its predicted embedding.
 
     Args:
         dataset: embeddings.
         images: folder with the images, as webdataset shards.
-        shown: row numbers of the captions to show, `[C]`.
-        searched: row numbers of the images to search, `[S]`.
-        queries: one or more arrays of query embeddings, each with one embedding of norm 1 per caption, `[C, D]`. The
-            keys are the headings to show above the nearest images.
+        shown: row numbers of the C captions to show, `[C]`.
+        searched: row numbers of the S images to search, `[S]`.
+        queries: one or more arrays of query embeddings, keyed by the heading to show above the images found. Each array
+            contains one embedding of norm 1 per caption, `[C, D]`, where D is the embedding dimension.
 
     Returns:
-        HTML fragments, and a list of sentences that report missing images, or the absence of all captions or all keys.
-        The list is empty if there is nothing to report.
+        HTML fragments, and a list of sentences about missing content: some or all images, all captions, or all keys.
+        The list is empty if nothing is missing.
     """
     bank = dataset.take(searched).image_embed
     neighbours = {name: searched[nearest(query, bank, FOUND_IMAGES)] for name, query in queries.items()}
@@ -137,8 +141,8 @@ class _RowContent:
         """Read the keys, captions, URLs and images of the given rows.
 
         Returns:
-            The content, and a list of sentences that report missing images, or the absence of all captions or all keys.
-            The list is empty if there is nothing to report.
+            The content, and a list of sentences about missing content: some or all images, all captions, or all keys.
+            The list is empty if nothing is missing.
         """
         keys, captions, urls = (_column(dataset, rows, name) for name in ("key", "caption", "url"))
         missing = [] if captions else [f"{dataset.store.url} holds no captions."]

@@ -44,14 +44,14 @@ def curves(title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float
 
 
 def thin(points: np.ndarray) -> np.ndarray:
-    """Return a curve of (x, y) points `[N, 2]`, reduced to at most 500 points by averaging neighbouring points."""
+    """Reduce a curve of N (x, y) points, `[N, 2]`, to at most 500 points by averaging neighbouring points."""
     if len(points) <= _POINTS:
         return points
     return np.stack([part.mean(axis=0) for part in np.array_split(points, _POINTS)])
 
 
 def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
-    """Return an SVG plot that shows each value with its interval on a line of its own, labelled with its name.
+    """Return an SVG plot of values with 95% confidence intervals, one below the other, each labelled with its name.
 
     Values whose names start with `prior` or `given` (the evaluated prior or predictions) are drawn in one colour, and
     all others in a second colour.
@@ -67,11 +67,15 @@ def intervals(title: str, x: str, values: Mapping[str, Interval]) -> str:
 
 
 def swept(title: str, x: str, y: str, values: Mapping[float, Interval]) -> str:
-    """Return an SVG plot of a metric, with its 95% confidence intervals, as a function of a setting.
-
-    `values` contains the value of the metric for each value of the setting.
+    """Return an SVG plot of a metric, with its 95% confidence intervals, as a function of a sampling setting.
 
     The x axis is logarithmic if all setting values are positive and the largest is at least 8 times the smallest.
+
+    Args:
+        title: title of the plot.
+        x: label of the x axis.
+        y: label of the y axis.
+        values: value of the metric with its confidence interval, keyed by the value of the setting; at least one entry.
     """
     settings = sorted(values)
     with _plot(title, x, y) as (axes, made):
@@ -128,7 +132,7 @@ def scatter(title: str, axis_names: tuple[str, str], limits: np.ndarray, points:
         axis_names: labels of the x and y axes.
         limits: ends of the axes, `[2, 2]`: the lowest x and y, then the highest x and y. A small margin is added. Use
             the same limits for plots that will be compared.
-        points: points `[N, 2]` by series name.
+        points: points of each series, keyed by series name: `[N, 2]`, the x and y of N points.
     """
     with _plot(title, *axis_names, 3.8) as (axes, made):
         for number, (name, series) in enumerate(points.items()):

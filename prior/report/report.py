@@ -43,10 +43,10 @@ def write_report(
         embeddings: location of the embeddings; None for their location during the evaluation.
         images: folder with the images, as webdataset shards.
         output: file to write; None for `<evaluation>.html`.
-        config: configuration of a `.pth`, as for `load_prior`. If both this and `prior` are None, the configuration
-            used in the evaluation applies.
-        function_version: dalle2-pytorch release for a `.pth`, as for `load_prior`. If both this and `prior` are None,
-            the release used in the evaluation applies.
+        config: argument `config` of `load_prior`, for a prior that is a `.pth` checkpoint. If both this argument and
+            `prior` are None, the value used in the evaluation applies.
+        function_version: dalle2-pytorch release whose network implementation a `.pth` checkpoint needs; see
+            `load_prior`. If both this argument and `prior` are None, the release used in the evaluation applies.
         progress: callback, called while embeddings are predicted for the plots.
 
     Raises:

@@ -246,7 +246,7 @@ def sweep_values(predictors: Sequence[Mapping[str, Any]], setting: str) -> dict[
     """Return the metrics for each evaluated value of one sampling setting, keyed by that value.
 
     The metrics come from the first predictor and from all predictors that differ from it only in this setting.
-    Broken predictors and predictors without sampling settings, such as baselines, are left out.
+    Predictors without sampling settings, such as baselines, and predictors marked as `broken` are left out.
 
     Args:
         predictors: entries of `metrics.json` for the predictors of a split.
@@ -271,7 +271,7 @@ def _table(values: Mapping[str, Mapping[str, Mapping[str, float]]], draws: Mappi
 
     Args:
         values: values with confidence intervals, keyed by predictor and then by metric.
-        draws: number of predicted embeddings per row for each predictor; None to omit this column.
+        draws: number of predicted embeddings per evaluated row, keyed by predictor; None to omit this column.
     """
     names = list(next(iter(values.values()), {}))
     rows: list[tuple[object, ...]] = []

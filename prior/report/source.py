@@ -94,11 +94,12 @@ class ReportSource:
 
         Args:
             dataset: embeddings.
-            rows: row numbers, `[N]`.
+            rows: row numbers of the N rows, `[N]`.
             progress: called before each block of rows and at the end.
 
         Returns:
-            The predictions `[N, D]` and an empty string, or None and the reason why no predictions are available.
+            The predictions, `[N, D]` (D is the embedding dimension), and an empty string; or None and the reason why no
+            predictions are available.
         """
         if "broken" in self.main:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."

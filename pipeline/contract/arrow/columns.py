@@ -25,8 +25,10 @@ _SIMPLE = (
     pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null, pa.types.is_binary,
     pa.types.is_fixed_size_binary
 )  # fmt: skip
-"""Predicates for the Arrow types whose values Python can always represent. `plain_column` checks the values of all
-other types."""
+"""Tests for the Arrow types whose values Python can always represent.
+
+`plain_column` converts the values of all other types to Python objects, to find values that Python cannot represent.
+"""
 _escaped = functools.partial(bytes.decode, errors="backslashreplace")
 
 

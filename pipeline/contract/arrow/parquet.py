@@ -15,8 +15,8 @@ def open_parquet(file: BinaryIO, **options: Any) -> pq.ParquetFile:
         options: keyword arguments for `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        pa.ArrowException: the file is not a Parquet file, or its footer is damaged. For example, a column name is not
-            valid UTF-8.
+        pa.ArrowException: the file is not a Parquet file, or its footer is damaged, for example because a column name
+            is not valid UTF-8.
     """
     try:
         parquet = pq.ParquetFile(file, **options)

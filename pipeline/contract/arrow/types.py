@@ -82,15 +82,19 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Return True if the values of an Arrow type are binary values of variable size, including large binary and views.
+    """Return True if the values of an Arrow type are binary values of variable size.
 
-    Dictionary-encoded and run-end-encoded binary values also count, as do extension types stored as binary values.
+    These are the types binary, large binary and binary view. Dictionary-encoded and run-end-encoded binary values also
+    count, as do extension types stored as binary values.
     """
     return _is(stored_type(kind), _BYTES)
 
 
 def can_be_text(kind: pa.DataType) -> bool:
-    """Return True if values of a type can be converted to text: all types except lists, structs, maps and unions."""
+    """Return True if values of a type can be converted to text.
+
+    This is possible for all types except lists, structs, maps and unions.
+    """
     stored = stored_type(kind)
     return not (pa.types.is_nested(stored) or is_list_view(stored))
 
@@ -141,7 +145,7 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
 
 
 def why_not_carried(kind: pa.DataType) -> str | None:
-    """Return the reason why rows of a column cannot be selected and written to Parquet and JSON files.
+    """Test whether rows of a column can be selected with `take` and written to Parquet and JSON files.
 
     Args:
         kind: plain type of the column.

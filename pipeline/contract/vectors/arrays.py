@@ -44,7 +44,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """Header of a `.npy` file in an embedding shard, or footer of its Parquet metadata file."""
+    """Header of a `.npy` file, or footer of a Parquet metadata file, in an embedding shard."""
 
     rows: int
     embed_dim: int

@@ -25,7 +25,7 @@ _SHOWN_NUMBERS = 5
 """Maximum number of gaps in the shard numbering to list in a note."""
 
 Files = Mapping[str, str]
-"""File names of a shard, by kind."""
+"""File names of a shard, keyed by kind of file, such as `img_emb`."""
 
 
 def first_files(shards: Iterable[Files], headers: Mapping[str, FileHeader]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Rules, shared by all readers, for the array dtypes and row norms of valid embeddings.
 
-The `inspect` command reports invalid embeddings. They cause an error when a folder is opened, and in training,
-evaluation and sampling.
+The `inspect` command reports invalid embeddings. When a folder is opened, and in training, evaluation and
+sampling, invalid embeddings cause an error.
 """
 
 from __future__ import annotations
