@@ -43,9 +43,9 @@ _CPU_IMAGES = 32
 At this size, activations fit in the CPU's caches. With 96 images per pass, each image takes 7% longer.
 """
 _CHARACTERS_PER_TOKEN = 64
-"""Maximum number of characters of a caption, as a multiple of the context length in tokens.
+"""Maximum number of caption characters to tokenize, for each token of the context length.
 
-Longer captions are cut off before tokenization, because tokenizing a very long word takes minutes. Tokens have far
+Further characters are cut off before tokenization, because tokenizing a very long word takes minutes. Tokens have far
 fewer characters than this on average, so the tokenizer would discard the rest of the caption anyway.
 """
 
@@ -91,7 +91,7 @@ def _is_tag(model: str, name: str) -> bool:
 
 
 def is_plain(settings: ClipSettings) -> bool:
-    """Test whether a model name and weights (a tag or a file) are enough for open_clip to load a CLIP model correctly.
+    """Return True if open_clip can load a CLIP model correctly from only its name and its weights (a tag or a file).
 
     Return False if open_clip also needs arguments for the image size, preprocessing or activation.
     """
@@ -123,8 +123,8 @@ def embedding_size(settings: ClipSettings) -> int | None:
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:
     """Load a CLIP model and return its identity: a dictionary of the values that determine its embeddings.
 
-    These are a hash of the weights, two hashes of the config, the activation and the image preprocessing. They do not
-    depend on the device or the precision, so two models can be compared with `clip_difference`.
+    The values are the activation, the image preprocessing, a hash of the weights, and two hashes of the config. They do
+    not depend on the device or the precision, so `clip_difference` can compare the identities of two models.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -245,7 +245,10 @@ class ClipEncoder:
         return self.encode_tokens(self.tokenize(captions), token_states)
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Combine B decoded images into one batch `[B, 3, H, W]` for `encode_pixels`, on the encoder's device."""
+        """Combine B decoded images into one batch for `encode_pixels`, on the encoder's device.
+
+        The batch has the shape `[B, 3, H, W]`, where H is the height and W the width of the images.
+        """
         return self._pixels.batch(images)
 
     @torch.inference_mode()

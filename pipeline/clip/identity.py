@@ -110,7 +110,8 @@ def compare_clips(
 
     Returns:
         "same", "other" (a different model), or "unknown" if the recorded values are not sufficient. For example, the
-        result is "unknown" if a model has no hash of its weights, and its weights are not those of an open_clip tag.
+        result is "unknown" if no recorded values differ, one identity lacks a hash of the weights, and the weights of
+        one model do not come from an open_clip tag.
     """
     if clip_difference(known, other):
         return "other"
@@ -126,7 +127,7 @@ def compare_clips(
 
 
 def text_parts(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a dictionary that describes a CLIP model, without the image preprocessing.
+    """Return a copy of a CLIP model's identity or settings from which the image preprocessing is removed.
 
     The copy is used to compare models by their text embeddings, which image preprocessing does not affect.
 
@@ -144,7 +145,7 @@ def _tag(source: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the open_clip model name and tag in a dictionary from `clip_source`.
 
     Both are normalised, so that different spellings of the same tag compare equal. Return None for weights from a
-    folder, a file or a hub, because these have no tag.
+    folder, a file or the Hugging Face Hub, because these have no tag.
     """
     model, pretrained = source.get("model"), source.get("pretrained")
     if not model or not pretrained or ":" in model or "/" in pretrained or "\\" in pretrained:
@@ -161,12 +162,12 @@ def _weights_name(tag: tuple[str, str] | None) -> tuple[str, str] | None:
 
 
 def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing and activation overrides in a dictionary that describes an open_clip tag.
+    """Return the preprocessing and activation overrides of a model whose weights come from an open_clip tag.
 
     The result is empty if there are no overrides.
 
     Args:
-        source: dictionary from `clip_source` or `clip_location`.
+        source: dictionary that `clip_source` or `clip_location` returned for the model.
     """
     return {name: value for name, value in source.items() if name not in ("model", "pretrained")}
 
@@ -174,7 +175,7 @@ def _overrides(source: Mapping[str, Any]) -> dict[str, Any]:
 def describe_function(model: Any, config: Mapping[str, Any], library: Any) -> dict[str, Any]:
     """Return the identity of a loaded CLIP model: the values that determine its embeddings, apart from rounding.
 
-    These are the hash of the weights, two hashes of the config, the activation and the image preprocessing.
+    The values are the activation, the image preprocessing, a hash of the weights, and two hashes of the config.
 
     Args:
         model: the loaded open_clip model.

@@ -18,9 +18,10 @@ from ..images.upright import eight_bit_image, orientation, turn_image
 warnings.filterwarnings("ignore", message="Palette images with Transparency")
 
 _MAX_PIXELS = 89_478_485
-"""Maximum number of pixels in an image, both as stored and after resizing but before cropping.
+"""Maximum number of pixels in an image.
 
-This is Pillow's default limit against decompression bombs. An RGB image of this size takes 256 MiB.
+The limit applies to the stored image, and also to the resized image before it is cropped. It is Pillow's default limit
+against decompression bombs. An RGB image of this size takes 256 MiB.
 """
 
 
@@ -39,7 +40,8 @@ class Pixels:
     by 255 and normalises them. The result is the same as calling the model's transform on each image.
 
     The split keeps torch operations out of the worker threads, because each thread would otherwise start its own torch
-    thread pool. If the transform does not end in `ToTensor` and `Normalize`, `decode` applies all of it.
+    thread pool. If the transform does not end in `ToTensor` and `Normalize`, `decode` applies the whole
+    transform, and `batch` does not normalise again.
 
     Args:
         preprocess: open_clip's inference transform.
@@ -62,8 +64,8 @@ class Pixels:
         The image is first rotated according to its EXIF orientation and converted to 8 bits per channel.
 
         Returns:
-            Pixels as uint8 `[H, W, 3]`. If the transform does not end in `ToTensor` and `Normalize`, the result is
-            its whole output instead: normalised float32 `[3, H, W]`.
+            Pixels as uint8 `[H, W, 3]`, where H is the height and W the width. If the transform does not end in
+            `ToTensor` and `Normalize`, return the output of the transform instead: normalised float32 `[3, H, W]`.
 
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.
@@ -84,12 +86,13 @@ class Pixels:
             raise PixelError(f"image_decode: {str(error)[:200]}") from None
 
     def batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Combine decoded images into a normalised batch `[B, 3, H, W]`, with the device and dtype given to `Pixels`.
+        """Combine B decoded images into a normalised batch `[B, 3, H, W]`, where H is the height and W the width.
 
-        Images that `decode` has already normalised are not normalised again.
+        The batch has the device and dtype given to `Pixels`. Images that `decode` has already normalised are not
+        normalised again.
 
         Args:
-            images: B images of the same size, as returned by `decode`.
+            images: images of the same size, as returned by `decode`.
         """
         stacked = torch.stack(list(images))
         if self._device.type == "cuda":

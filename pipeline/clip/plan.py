@@ -102,8 +102,8 @@ def hub_config(repository: str, library: Any) -> dict[str, Any] | None:
 def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, library: Any) -> dict[str, Any]:
     """Return the preprocessing and activation values to pass to open_clip, for a model from a folder or a hub.
 
-    If `config` contains preprocessing values, open_clip reads the config itself. Only the values from the settings are
-    then returned. The same applies if `config` is None.
+    If `config` is None, return only the values from the settings. Do the same if `config` contains
+    preprocessing values, because open_clip then reads the other values from the config itself.
 
     Otherwise, each value is taken from the first source that has it: the settings, the config, or open_clip's
     pretrained tags for models with the same architecture.

@@ -1,6 +1,6 @@
-"""Check of the number of positions in positional embeddings.
+"""Check that positional embeddings loaded from a weight file have the same length as those of the model.
 
-Without this check, open_clip would silently interpolate weights whose number of positions differs from the model's.
+Without this check, open_clip would silently interpolate positional embeddings of a different length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ in `_TEXT`.
 
 
 def require_positions(model: torch.nn.Module, plan: ClipPlan, settings: ClipSettings) -> None:
-    """Check that the positional embeddings in a weight file have as many positions as those of the model.
+    """Check that the positional embeddings in a weight file have the same length as those of the model.
 
     Weights from a tag or a hub are not checked. If the settings specify an image size, the image tower is not checked,
     because open_clip then interpolates its positions.

@@ -50,7 +50,7 @@ class ClipSettings(Settings):
     Set it if the activation is not recorded or the record is wrong. OpenAI's weights need true."""
 
     def overrides(self) -> dict[str, Any]:
-        """Return the `preprocess` and `quick_gelu` settings as JSON values. Settings that are null are left out."""
+        """Return the `preprocess` and `quick_gelu` settings that are not null, as a JSON-compatible dictionary."""
         preprocess = {} if self.preprocess is None else self.preprocess.model_dump(mode="json", exclude_none=True)
         values: dict[str, Any] = {"preprocess": preprocess} if preprocess else {}
         return values if self.quick_gelu is None else {**values, "quick_gelu": self.quick_gelu}

@@ -15,8 +15,11 @@ from .settings import ClipSettings
 BUNDLED_PREFIX = "priorkit:"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
-"""Prefixes of model names, which select where a model is loaded from. `BUNDLED_PREFIX` selects a folder in this
-package, `LOCAL_PREFIX` any other local folder, and `HUB_PREFIX` a repository on the Hugging Face Hub."""
+"""Prefix of the names of models that are loaded from the Hugging Face Hub.
+
+Names with the prefix `BUNDLED_PREFIX` refer to a folder in this package, and names with the prefix `LOCAL_PREFIX` refer
+to any other local folder.
+"""
 _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """Folder that contains the bundled CLIP models."""
 

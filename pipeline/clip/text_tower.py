@@ -2,7 +2,7 @@
 
 If a tower is causal and its embedding is read at the end-of-text token, later tokens do not affect the embedding.
 Captions are then sorted by length, and each batch is truncated after its last end-of-text token. The embeddings stay
-the same, and the computation depends on the length of the captions instead of the context length.
+the same, but the cost of computing them depends on the length of the captions instead of the context length.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TextTower:
     """Text tower of an open_clip model, which encodes tokenized captions as pooled embeddings and token states.
 
     Args:
-        model: open_clip model of any class.
+        model: open_clip model of any class, such as `CLIP` or `CustomTextCLIP`.
         device: device of the model.
         batch_size: number of captions per forward pass.
     """
@@ -81,8 +81,8 @@ class TextTower:
         """Test whether the tower provides token states, and whether batches can be truncated.
 
         The results are stored in `token_width` and `is_cut`. Truncation removes the tokens after the last end-of-text
-        token in a batch. Batches can be truncated if the tower supports it, and the embeddings of the test captions
-        stay the same, up to rounding.
+        token in a batch. It is used only if the tower supports it and if it does not change the embeddings of the test
+        captions, apart from rounding.
 
         Args:
             tokens: tokens `[B, T]` of B test captions with different lengths, padded to T tokens.

@@ -35,8 +35,9 @@ class BatchStream:
     """Endless stream of shuffled batches of a split, as read by one rank.
 
     A global batch consists of the rows that all ranks together process in one step. It is a slice of the epoch's row
-    order. For given settings, it depends only on the assignment of rows to splits, the seed and the step. Each rank
-    reads part of the global batch (see `EpochPlan.share`). The last global batch of an epoch may be shorter.
+    order. With the same settings, the rows of a global batch depend only on the assignment of rows to splits, the seed
+    and the step. Each rank reads part of the global batch (see `EpochPlan.share`). The last global batch of an epoch
+    may be shorter.
 
     Args:
         dataset: dataset to read.

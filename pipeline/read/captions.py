@@ -38,7 +38,7 @@ If a shard has a larger row group, its captions are first copied to a file with 
 _OPEN_SHARDS = 64
 """Number of shards whose Parquet footers are cached."""
 _STREAM_BYTES = 1 << 20
-"""Read buffer size in bytes for copying captions."""
+"""Size, in bytes, of the buffer for reading captions while they are copied."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Source:
     name: str
     metadata: pq.FileMetaData
     group_starts: np.ndarray
-    """`[groups + 1]`: first row of each row group, followed by the total number of rows."""
+    """`[groups + 1]`: index of the first row of each row group, followed by the total number of rows."""
 
 
 class CaptionReader:

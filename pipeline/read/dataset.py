@@ -33,7 +33,7 @@ from .visits import Blocks, Visits, find_shared_groups
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
 _MARKS_NAME = f"{FOLDER}/files.json"
-"""Path, in an embeddings folder, of the cached file marks (the size, modification time and hash of each file).
+"""Path, within an embeddings folder, of the file that caches the size, modification time and hash of each data file.
 
 The cache is used only for a folder without a manifest.
 """
@@ -47,7 +47,8 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 class EmbeddingBatch:
     """Rows read from a dataset.
 
-    Shape symbols: B rows, D embedding size, T token states (the text encoder's output for each token) of width W.
+    In the array shapes, B is the number of rows, D is the embedding size, T is the maximum number of token states (the
+    text encoder's output for each token) per row, and W is the width of a token state.
     """
 
     rows: np.ndarray

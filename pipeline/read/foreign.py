@@ -23,8 +23,8 @@ def open_foreign(store: Store) -> FolderShards | None:
 
     Raises:
         InputError: a file is missing or damaged, the files of a shard differ in their number of rows, the embeddings in
-            the folder differ in size, a key or caption column exists in only some of the metadata files, or a metadata
-            column is unusable.
+            the folder differ in size, a key or caption column exists in only some of the metadata files, a key, caption
+            or image identifier column appears twice in a file, or a key column cannot be converted to text.
     """
     pairs = pair_files(store.names(), store.url)
     if not pairs:

@@ -145,7 +145,7 @@ class EmbeddingShard:
 
         Args:
             kind: kind of the stored array, such as `img_emb`.
-            first: index in the shard of the first row to read.
+            first: index of the first row to read, counted from the start of the shard.
             target: contiguous array that receives the rows. Its length is the number of rows to read.
 
         Raises:

@@ -62,7 +62,7 @@ class Share:
     global_rows: int
     """Number of rows in the global batch."""
     end: int
-    """Position in the epoch of the first row after the global batch."""
+    """Position, within the epoch, of the first row after the global batch."""
 
 
 class EpochPlan:
@@ -76,25 +76,25 @@ class EpochPlan:
         seed: seed of the order.
         epoch: epoch number.
         window_rows: approximate number of rows per shuffle window (a group of whole blocks whose rows are shuffled
-            together). A window ends with the block at which the total number of rows since the start of the epoch
-            reaches or exceeds the next multiple of `window_rows`. In each block from which the epoch reads, all stored
-            rows are counted, even those that the epoch does not read.
+            together). To decide where windows end, the rows of all blocks that the epoch reads from are counted in
+            epoch order. All rows stored in these blocks are counted, even those that the epoch does not read. A window
+            ends with the block at which the count reaches or passes the next multiple of `window_rows`.
     """
 
     def __init__(self, visits: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
         self.seed, self.epoch = seed, epoch
         order = permutation(len(visits), hash_key("blocks", seed, epoch))
         self.blocks = order[visits[order] > 0]
-        """`[n]`: numbers of the n blocks from which the epoch reads at least one row, in epoch order."""
+        """`[n]`: indices of the n blocks from which the epoch reads at least one row, in epoch order."""
         self.starts = np.concatenate([[0], np.cumsum(visits[self.blocks])])
-        """`[n + 1]`: position in the epoch of each block's first row, followed by the total number of rows."""
+        """`[n + 1]`: position of each block's first row within the epoch, followed by the epoch's row count."""
         stored = sizes[self.blocks]
         window_of_block = (np.cumsum(stored) - stored) // window_rows
         first_blocks = np.flatnonzero(np.diff(window_of_block, prepend=-1))
         self.windows = np.append(first_blocks, len(self.blocks))
-        """`[windows + 1]`: index in `self.blocks` of each window's first block, followed by the number of blocks."""
+        """`[windows + 1]`: index of each window's first block in `self.blocks`, followed by the number of blocks."""
         self.window_starts = self.starts[self.windows]
-        """`[windows + 1]`: position in the epoch of each window's first row, followed by the total number of rows."""
+        """`[windows + 1]`: position of each window's first row within the epoch, followed by the epoch's row count."""
         self.rows = int(self.starts[-1])
         """Number of rows read in the epoch."""
         self._window_order = functools.lru_cache(maxsize=4)(self._shuffle_window)
@@ -112,9 +112,9 @@ class EpochPlan:
     def share(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Share:
         """Return the rows of a global batch that one rank reads.
 
-        Before shuffling, each row has a position within its window. The rows of the batch are sorted by this position,
-        divided by the number of rows in the window. Each rank then gets one slice of the sorted rows, so that it needs
-        only some of the blocks. If the batch spans several windows, the rows of all of them are sorted together.
+        The rows of the batch are sorted by their relative position within their window: the position before shuffling,
+        as a fraction of the number of rows in the window. Each rank then gets one slice of the sorted rows, so that it
+        needs only some of the blocks. If the batch spans several windows, the rows of all of them are sorted together.
 
         Args:
             step: batch number within the epoch.

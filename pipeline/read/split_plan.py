@@ -1,8 +1,11 @@
 """Split plan: the assignment of rows to training, validation and test, computed shard by shard.
 
 Rows with the same image form a content group. The split of a row depends only on its content group and the settings.
-Therefore, all copies of an image are in the same split, and rows stay in their split when data is added. A group
-identifier is a hash of the content group. A row identifier is a hash of the content group and the text embedding.
+Therefore, all copies of an image are in the same split, and rows stay in their split when data is added.
+
+Content groups and rows are identified by hashes. The hash of a content group is computed from the identifier of its
+image, and the hash of a row is computed from the same identifier and the row's text embedding
+(if it has one).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class StateRanges:
 
     Args:
         shard: shard that stores the token states.
-        first: index of the first row in the shard.
+        first: index of the first of these rows, counted from the start of the shard.
         count: number of rows.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Selection of the rows of a split that an epoch reads ("visits"), block by block.
+"""Visits: the rows of a split that an epoch reads, determined for each block of rows.
 
 By default, an epoch reads every row of the split. With the setting `read.captions=one`, it reads one random row of each
 content group (the rows with the same image).
@@ -110,7 +110,7 @@ class Visits:
         return counts
 
     def rows_in_block(self, block: int, seed: int, epoch: int) -> np.ndarray:
-        """Return the numbers of the rows that an epoch reads from a block, in ascending order: `[n]` int64."""
+        """Return the dataset row numbers that an epoch reads from a block, in ascending order: `[n]` int64."""
         start, end = (int(row) for row in self._blocks.starts[block : block + 2])
         visited = self._split_plan[start:end] == self._split
         if self._shared is not None:

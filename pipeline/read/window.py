@@ -3,7 +3,8 @@
 The code uses these row indices:
 
 - *row*: row number in the dataset.
-- *place*: position in the epoch before rows are shuffled; see the module `shuffle`. Batches are lists of places.
+- *place*: position in the epoch before rows are shuffled; see the module `shuffle`. The rows of a batch are
+  specified as places.
 - *offset*: place relative to the first place of the window.
 - *slot*: index in the window's buffers, which contain the rows read from each block, one block after another.
 - *position*: index in a rank's batch.
@@ -56,16 +57,17 @@ class Columns:
 class TrainBatch:
     """One rank's rows of a global batch (the rows that all ranks together process in one step).
 
-    Shape symbols: b rows (possibly 0), D embedding size, T token states (the text encoder's output for each token) of
-    width W.
+    In the array shapes, b is the number of rows (possibly 0), D is the embedding size, T is the maximum number of token
+    states (the text encoder's output for each token) per row, and W is the width of a token state.
     """
 
     rows: np.ndarray
     """`[b]` int64: row numbers."""
     image_embed: np.ndarray
-    """`[b, D]` embeddings of norm 1; float16 if all files are float16, else float32."""
+    """`[b, D]` embeddings of norm 1; float16 if the dataset stores all image embeddings as float16, else float32."""
     text_embed: np.ndarray | None
-    """`[b, D]` embeddings of norm 1; float16 if all files are float16, else float32. None if not requested."""
+    """`[b, D]` embeddings of norm 1; float16 if the dataset stores all text embeddings as float16, else float32.
+    None if not requested."""
     token_states: np.ndarray | None
     """`[b, T, W]` float16, padded with zeros; None if not requested."""
     captions: list[str] | None
@@ -224,17 +226,17 @@ class BlockSpan:
     block: int
     """Index of the block within the window."""
     first: int
-    """Index within the window of the first required row."""
+    """Index of the first required row, counted from the start of the window."""
     last: int
-    """Index within the window of the last required row, inclusive."""
+    """Index of the last required row, counted from the start of the window. This row is included in the range."""
 
 
 def needed_spans(offsets: np.ndarray, block_offsets: np.ndarray) -> list[BlockSpan]:
     """Return the range of rows to read from each block of a window. Blocks without required rows are omitted.
 
     Args:
-        offsets: `[n]` indices within the window of the required rows, in any order.
-        block_offsets: `[blocks + 1]` index within the window of each block's first row, followed by the number of rows
+        offsets: `[n]` indices of the required rows within the window, in any order.
+        block_offsets: `[blocks + 1]` index of each block's first row within the window, followed by the number of rows
             in the window.
     """
     ordered = np.sort(offsets)
