@@ -46,7 +46,7 @@ def inspect(
 def _show_inspection(inspection: Inspection) -> None:
     """Print an inspection as tables, with at most 20 problems and 20 notes.
 
-    The option `--json` instead prints up to 1,000 of each.
+    With `--json`, the command does not call this function, and prints up to 1,000 of each.
     """
     from ..display.terminal import print_table
     from ..inspect import page as rows

@@ -14,7 +14,7 @@ from .ray_start import JOINED
 from .settings import ComputeSettings
 
 _GPU_SECONDS = 120.0
-"""Maximum number of seconds to wait for a free GPU. Other jobs may be using all GPUs."""
+"""Maximum number of seconds to wait for a free GPU of the Ray cluster, in case other jobs are using all of them."""
 
 
 def describe_cluster(compute: ComputeSettings) -> str:
@@ -39,12 +39,12 @@ def describe_cluster(compute: ComputeSettings) -> str:
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs of a Ray cluster or of this machine: their number, and the name of one of them."""
+    """Number of GPUs in a Ray cluster or on this machine, and the name of one of them."""
 
     count: int
     name: str | None
-    """Name of one GPU, as reported by torch on a worker, or `in use by other jobs` if no GPU became free. None if there
-    is no GPU or torch cannot use it."""
+    """Name of one GPU, as reported by torch, or `in use by other jobs` if no GPU of the cluster became free. None if
+    there is no GPU or torch cannot use it."""
 
 
 _GPUS: dict[tuple[str | None, str | None], Gpus] = {}
@@ -53,10 +53,11 @@ stages that one command runs use the same cached result."""
 
 
 def cluster_gpus(compute: ComputeSettings) -> Gpus:
-    """Return the number of GPUs in the Ray cluster that the settings specify, and the name of one GPU.
+    """Return the number of GPUs on the machine or Ray cluster that will do the work, and the name of one GPU.
 
-    If the work runs in this process, or on a cluster that priorkit will start on this machine, return the GPUs of this
-    machine. Otherwise, this process joins the cluster to look up its GPUs, unless the result is cached.
+    If the work runs in this process, or on a cluster that priorkit will start on this machine, only the GPUs of this
+    machine are counted. Otherwise, the work runs on an existing Ray cluster, and this process joins that cluster to
+    look up its GPUs, unless the result is cached.
 
     Raises:
         PriorkitError: the cluster cannot be joined, or the Ray worker that looks up the GPU's name fails.

@@ -1,4 +1,4 @@
-"""Address of a command's Ray cluster, and checks of the cluster's version and token before this process joins it.
+"""Address of the Ray cluster that a command uses, and checks of the cluster's version and token before joining it.
 
 This module never imports Ray.
 """
@@ -35,7 +35,8 @@ class ClusterAddress:
     starts."""
     source: str
     """Name of the setting or environment variable that specifies the address: `compute.address` or `RAY_ADDRESS`; empty
-    if neither is set. If its value is `auto`, and a running cluster was found, `=auto` is appended to the name."""
+    if neither is set. If the address was given as `auto`, and a running cluster was found, `=auto` is appended to the
+    name, as in `RAY_ADDRESS=auto`."""
 
     @property
     def is_own(self) -> bool:
@@ -139,10 +140,10 @@ def require_cluster(place: ClusterAddress, version: str, *, is_ours: bool = Fals
             cluster only if `RAY_AUTH_MODE=token` is set, because that cluster may belong to someone else.
 
     Raises:
-        PriorkitError: no service answers at the address, or a service other than Ray does; the port needs the `ray://`
-            prefix but the address lacks it, or the other way round; the cluster's Ray or Python version differs from
-            this process's version; the token is missing or refused; or the address begins with `ray://` and grpcio is
-            not installed.
+        PriorkitError: no service answers at the address, or the service there is not Ray; the address lacks the
+            `ray://` prefix that its port needs, or has the prefix although its port does not support it; the cluster's
+            Ray or Python version differs from this process's version; the token is missing or refused; or the address
+            begins with `ray://` and grpcio is not installed.
     """
     match = _ADDRESS.fullmatch(place.address)
     assert match is not None
@@ -209,7 +210,7 @@ def find_token() -> tuple[str | None, str]:
 def described_authentication() -> str:
     """Return the authentication mode and the token's location as text, without the token itself.
 
-    For example, return `RAY_AUTH_MODE token, token in RAY_AUTH_TOKEN`.
+    An example of the text is `RAY_AUTH_MODE token, token in RAY_AUTH_TOKEN`.
     """
     token, origin = find_token()
     mode = os.environ.get("RAY_AUTH_MODE", "").strip() or "not set"
@@ -236,7 +237,7 @@ def _ask_with_token(match: re.Match[str], question: tuple[str, bytes], is_ours: 
 
     Args:
         match: match of the regular expression `_ADDRESS` with the cluster's address.
-        question: gRPC method and request.
+        question: pair of gRPC method path and serialized request, for example the constant `HEAD`.
         is_ours: True if the token may be sent even when RAY_AUTH_MODE is not set.
 
     Returns:
@@ -283,10 +284,10 @@ def _ask(match: re.Match[str], question: tuple[str, bytes], token: str | None) -
 
 
 def explain_failure(text: str) -> str:
-    """Return a Ray error message on one line, shortened to its first and last lines.
+    """Join the first and last lines of a Ray error message into a single line, and return it.
 
-    The lines between them are usually a traceback. A message about a version mismatch is not shortened. If the message
-    is empty, return `Ray gives no reason`.
+    The lines between them, usually a traceback, are left out. However, all lines of a message about a version mismatch
+    are kept. If the message is empty, return `Ray gives no reason`.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:

@@ -30,15 +30,17 @@ _SHOWN_BYTES = 60
 """Maximum number of bytes of an answer to show in an error message, if the answer does not come from Ray."""
 
 HEAD = ("/ray.rpc.InternalKVGcsService/InternalKVGet", b"\x0a\x10CLUSTER_METADATA\x12\x07cluster")
-"""gRPC method and request that read a cluster's Ray and Python versions from its head node. The request asks for the
-key `CLUSTER_METADATA` in the namespace `cluster` of the key-value store of Ray's Global Control Service (GCS)."""
+"""Pair of gRPC method path and serialized request, for reading a cluster's Ray and Python versions from its head node.
+The request asks for the key `CLUSTER_METADATA` in the namespace `cluster` of the key-value store of Ray's Global
+Control Service (GCS)."""
 CLIENT_SERVER = ("/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x04")
-"""gRPC method and request that ping the Ray Client server, which serves `ray://` addresses."""
+"""Pair of gRPC method path and serialized request, for pinging the Ray Client server, which serves `ray://`
+addresses."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer to a gRPC call from the service at an address."""
+    """Answer of a service to a gRPC call."""
 
     status: int | None
     """gRPC status code; None if the service does not speak HTTP/2 or the reply has no status."""
@@ -61,7 +63,7 @@ class Answer:
     def shown(self) -> str:
         """Return a phrase for error messages that quotes the answer of a service that does not speak HTTP/2.
 
-        For example, return `it answers 'SSH-2.0-OpenSSH_9.6'`. If the service sent nothing, the phrase says so.
+        An example of the phrase is `it answers 'SSH-2.0-OpenSSH_9.6'`. If the service sent nothing, the phrase says so.
         """
         if not self.body:
             return "it closed the connection without an answer"
@@ -78,7 +80,7 @@ def ask(host: str, port: int, question: tuple[str, bytes], token: str | None = N
     Args:
         host: host name or IP address.
         port: port of the service.
-        question: gRPC method and request, such as `HEAD`.
+        question: pair of gRPC method path and serialized request, for example the constant `HEAD`.
         token: authentication token, sent in the same header that Ray uses.
 
     Raises:
@@ -157,7 +159,7 @@ def _parse(head: bytes) -> tuple[int | None, int, int, int]:
 
     Returns:
         Frame type, flags, stream number and payload length. The type is None if the header has fewer than 9 bytes,
-        because the connection was closed.
+        because the connection was closed or the service does not speak HTTP/2.
     """
     if len(head) < 9:
         return None, 0, 0, 0
@@ -165,9 +167,9 @@ def _parse(head: bytes) -> tuple[int | None, int, int, int]:
 
 
 def _rest(connection: socket.socket, stream: io.BufferedReader) -> bytes:
-    """Return up to `_SHOWN_BYTES` more bytes from a service that does not speak HTTP/2, to quote in the error message.
+    """Return up to `_SHOWN_BYTES` more bytes from a service that does not speak HTTP/2, to quote in an error message.
 
-    Return no bytes if none arrive within 0.2 seconds.
+    Return an empty bytes object if nothing arrives within 0.2 seconds.
     """
     connection.settimeout(0.2)
     try:

@@ -172,7 +172,10 @@ def require_space(plan: StagePlan) -> None:
 
 
 def free_bytes(store: Store) -> int | None:
-    """Return the free disk space in bytes for a local folder, which may not exist yet; None for an object store."""
+    """Return the free space on the disk of a folder, in bytes; None for an object store.
+
+    The folder does not have to exist yet.
+    """
     if not store.is_local:
         return None
     path = store.root

@@ -131,7 +131,7 @@ class ClipRetrievalEngine:
 
         Args:
             batch: batch that clip-retrieval's reader returned.
-            rows: batch positions of the samples to return, keyed by sample key.
+            rows: position in the batch of each sample to return, keyed by sample key.
             pending: samples that have not been embedded yet, keyed by sample key. The samples in `rows` are removed
                 from this mapping.
         """

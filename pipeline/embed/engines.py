@@ -69,7 +69,8 @@ class Window:
     image_embed: torch.Tensor | None
     """`[N, D]` image embeddings; None if images are not embedded."""
     text: TextEmbeds | None
-    """Text embeddings and token states; None if captions are not embedded."""
+    """Text embeddings and, if requested, token states (per-token text-encoder outputs); None if captions are not
+    embedded."""
     normalised: bool = False
     """True if the engine has already normalised the embeddings. Their original norms are then unknown."""
 

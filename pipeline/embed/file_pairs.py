@@ -32,8 +32,8 @@ class _Pair:
     caption: str | None
     """Path of the caption on the file system; None if there is no caption."""
     extensions: tuple[str, ...]
-    """Extensions of all files that have the same path as the pair, apart from the extension. Files that are neither
-    images nor captions are included."""
+    """Extensions of all files whose path without the extension is `key`, including files that are neither images nor
+    captions."""
     stamps: tuple[Stamp, ...]
     """Stamps (size and modification time) of the files in `paths`, taken when the folder was listed."""
 

@@ -1,4 +1,4 @@
-"""Detection of changed inputs: compares the source files of each embedding shard with their recorded state.
+"""Detection of changed inputs, by comparing the source files of each embedding shard with their recorded state.
 
 If `download` wrote the input folder, the folder's manifest contains the hashes of the image shards. For any other
 input, the embeddings folder contains a file mark (size, modification time and hash) of each source file. The marks for
@@ -48,7 +48,7 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
     embeddings folder.
 
     Args:
-        commit: writer for the files of the embedding shard that was made from the input shard.
+        commit: writer for the files of the embedding shard that is being made from the input shard.
         name: name of the embedding shard.
         source: folder of the source files.
         shard: input shard.
@@ -64,11 +64,11 @@ def record_inputs(commit: ShardCommit, name: str, source: Store, shard: InputSha
 
 
 class RecordedInputs:
-    """Current file marks of the source files from which finished embedding shards were made.
+    """Detector of source files that have changed since their embedding shards were made.
 
-    A file mark is the size, modification time and hash of a file. A file is hashed again only if its size or
-    modification time differs from the recorded mark. A file that is missing or unreadable counts as changed; it does
-    not cause an error.
+    A file mark is the size, modification time and hash of a file. The constructor determines the current mark of each
+    source file, and compares it with the recorded mark. A file is hashed again only if its size or modification time
+    differs from the recorded mark. A file that is missing or unreadable counts as changed; it does not cause an error.
 
     Args:
         source: folder of the source files.
@@ -101,10 +101,10 @@ class RecordedInputs:
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)
         self.touched: dict[str, dict[str, FileMark]] = {}
-        """Current file marks (size, modification time and hash) of the shards with at least one changed mark.
+        """Current file marks (size, modification time and hash) of source files, grouped by embedding shard.
 
-        A shard's entry contains the marks of all its source files. The outer key is the name of the embedding shard,
-        and the inner key is the path of the source file.
+        Only shards with at least one changed mark are included, each with the marks of all its source files. The
+        outer key is the name of the embedding shard, and the inner key is the path of the source file.
         """
         for name, recorded in self._marks.items():
             self._marks[name] = {each: now[each] for each in recorded}

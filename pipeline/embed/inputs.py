@@ -32,9 +32,9 @@ class InputShard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the samples, excluding the contents of the files in `sources`.
+        """Fingerprint of the samples, excluding the contents of the files that `sources` returns.
 
-        Those contents are identified by file marks (recorded size, modification time and hash).
+        Changes to those contents are detected by file marks (recorded size, modification time and hash).
         """
 
     def sources(self, limit: int | None) -> tuple[str, ...]:
@@ -156,12 +156,13 @@ def _kind_of(store: Store, url: str) -> _Kind:
 
     A Parquet file is `parquet`, and a folder with a manifest is `webdataset`. For any other folder, the file names
     decide: `webdataset` if there are tar files, otherwise `parquet` if there are Parquet tables, otherwise `files`.
-    Tables next to tar files are ignored, because they contain the metadata of the tar files. Tables are also ignored if
-    each of them has the same name as a subfolder with images, because they then contain the metadata of the subfolders.
+
+    Metadata tables are ignored. Tables next to tar files contain the metadata of the tar files. If every table has the
+    same name as a subfolder with images, the tables contain the metadata of these subfolders.
 
     Raises:
         InputError: the folder is empty, the input is a single file that is not a Parquet table, or the folder contains
-            image files together with tar files or with tables that are not ignored.
+            image files together with tar files or with tables other than metadata tables.
     """
     if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
         return "parquet"

@@ -120,7 +120,7 @@ def embed(
 def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
     """Check that the outcome counts of a result, such as `success`, account for every input sample.
 
-    The check is skipped if an input shard is damaged, because its samples are not all counted.
+    The check is skipped if an input shard is damaged, because the counts then leave out some of its samples.
 
     Returns:
         The result, with the number of input samples added to its statistics as `input_samples`.
@@ -187,7 +187,7 @@ def plan_embed(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> StagePlan:
-    """Return the shards and samples that `embed` would process, with estimates of the time and the disk space.
+    """Return the numbers of shards and samples that `embed` would process, and estimates of the time and disk space.
 
     Nothing is embedded or written. See `embed` for the arguments.
     """
@@ -222,11 +222,11 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
 def plan_tasks(
     images: str, settings: EmbedSettings, limit: int | None, earlier: Manifest | None, folder: Store, tell: Tell = None
 ) -> tuple[list[EmbedTask], RecordedInputs]:
-    """Return one task for each input shard, and the file marks (size, modification time and hash) of the source files.
+    """Return one task per input shard, and the current file marks (size, modification time and hash) of source files.
 
-    If there is a limit, a task may include only the first samples of its shard. Samples beyond the limit are included
-    only if they have already been embedded. The list of tasks ends before the first shard beyond the limit that has not
-    been embedded.
+    With a limit, a task may include only the first samples of its shard. Samples beyond the limit are included only if
+    they have already been embedded. Shards that lie entirely beyond the limit are included up to, but not including,
+    the first one that has not been embedded.
 
     Args:
         images: folder or file to embed.

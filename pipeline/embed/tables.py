@@ -228,7 +228,7 @@ def list_table_shards(
 def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, image_column: str | None) -> None:
     """Check that a table has the columns to embed, with types suitable for captions or images.
 
-    A column of type null is accepted, because its rows fail one by one when they are embedded.
+    A column of type null is accepted. Its values are all missing, so each row is reported as failed during embedding.
 
     Args:
         schema: schema of the table.

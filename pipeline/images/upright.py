@@ -60,7 +60,12 @@ def turn_image(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotate or mirror pixels, `[H, W]` or `[H, W, C]`, to apply an EXIF orientation."""
+    """Rotate or mirror an array of pixels to apply an EXIF orientation.
+
+    Args:
+        pixels: `[H, W]` or `[H, W, C]` array of height H and width W, with C channels.
+        orientation: EXIF orientation, from 1 (upright) to 8.
+    """
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
