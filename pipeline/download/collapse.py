@@ -1,6 +1,6 @@
-"""Success-rate check: stops a download when too few of the latest list rows yielded an image.
+"""Success-rate check: stops a download when too few of the rows that finished most recently yielded an image.
 
-The error message states the probable cause.
+The error message states the probable cause of the failures.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class SuccessWatch:
     If the success rate in a full window is below the minimum, `add` raises an error, which stops the download.
 
     Args:
-        min_rate: minimum fraction of the rows in the window that must yield an image; 0 disables the check.
-        rows: window size in rows. The rate is not checked until this many rows have been added.
+        min_rate: minimum success rate, from 0 to 1: the fraction of the rows in the window that must yield an image.
+            0 disables the check.
+        rows: size of the window in rows. The rate is not checked until this many rows have been added.
     """
 
     def __init__(self, min_rate: float, rows: int) -> None:

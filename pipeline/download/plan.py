@@ -1,4 +1,4 @@
-"""Download plan: compares a URL list with the shards in a folder and yields the remaining tasks.
+"""Plan a download: compare a URL list with the shards in a folder, and yield the remaining tasks.
 
 This module neither downloads images nor writes files. `make_plan` reads only the rows that it must compare with
 existing shards. The rest of the list is read while the tasks are iterated over.
@@ -31,7 +31,7 @@ class DownloadPlan:
     existing: dict[str, ShardRecord]
     """Manifest records of the shards in the folder, keyed by shard name. All these shards contain rows of this list."""
     complete: frozenset[str]
-    """Names of the existing shards that need no download, since they have all their rows and all their files exist."""
+    """Names of the existing shards that need no download: all their rows and files are present."""
     rows: int | None
     """Number of rows in the list; None until they are counted."""
 
@@ -42,9 +42,9 @@ class DownloadPlan:
         return None if shards is None else sum(shards.values())
 
     def wanted(self, index: int, available: int) -> int:
-        """Return the number of rows that a shard will have after the download, which `limit` may reduce.
+        """Return the number of rows that a shard will have after the download.
 
-        An existing shard keeps all its rows, even those beyond `limit`.
+        Rows beyond `limit` are not downloaded, but an existing shard keeps all the rows that it already has.
 
         Args:
             index: number of the shard, counted from 0.
@@ -57,7 +57,10 @@ class DownloadPlan:
         return rows if record is None else max(rows, record.rows)
 
     def shards(self) -> dict[int, int] | None:
-        """Return each shard's row count after the download, keyed by shard number; None until the list is counted."""
+        """Return each shard's row count after the download, keyed by shard number.
+
+        Return None if the list has not been counted.
+        """
         if self.rows is None:
             return None
         size = self.rows_per_shard
@@ -71,9 +74,9 @@ class DownloadPlan:
         return name in self.complete or (name not in self.existing and self.wanted(index, 1) == 0)
 
     def is_complete(self) -> bool:
-        """Return True if no shard remains to be downloaded.
+        """Return True if it is certain that no shard remains to be downloaded.
 
-        Also return False if this cannot be determined without reading the list.
+        The list is not read. If only reading it could show whether shards remain, return False.
         """
         if len(self.complete) < len(self.existing):
             return False
@@ -107,7 +110,12 @@ class DownloadPlan:
                 return
 
     def _task(self, index: int, table: pa.Table, retry: bool = False) -> DownloadTask:
-        """Return the task for a shard. If the shard exists, first check that its rows match the first rows of `table`.
+        """Return the task for a shard, after checking that an existing shard was made from the same list rows.
+
+        Args:
+            index: number of the shard, counted from 0.
+            table: list rows of the shard. It may have more rows than the existing shard.
+            retry: True for a retry task.
 
         Raises:
             FolderError: the existing shard was made from different rows.

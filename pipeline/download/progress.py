@@ -33,7 +33,7 @@ class DownloadProgress:
         self._progress, self._total, self._watch = progress, total, watch
         self._rows, self._fetched, self._images, self._bytes = done, 0, 0, 0
         self._marks = collections.deque([(time.monotonic(), 0, 0)])
-        """Time, total images and total bytes at each recent progress report, for computing the rates."""
+        """Time, total images and total bytes at each recent progress report. The rates are computed from these."""
         self.report()
 
     def add_row(self, row: Row) -> None:

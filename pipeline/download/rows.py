@@ -22,7 +22,7 @@ class Row:
     """Row of the URL list, with the result of its download."""
 
     meta: dict[str, Any]
-    """Values of the shard's Parquet row, keyed by column name: the list columns, then those that the download adds."""
+    """Values for the shard's Parquet table, keyed by column: the list columns, then those that the download adds."""
     image: bytes | None = None
     """Encoded image, or None if the row failed."""
     outcome: str = SUCCESS
@@ -48,12 +48,14 @@ def image_schema(columns: pa.Schema) -> pa.Schema:
 
 
 def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
-    """Write the image, metadata and caption (if any) of a row to a tar archive, in the same order as img2dataset.
+    """Write the image, metadata and caption (if any) of a row to a tar archive, one file each.
+
+    The files are in the same order as in img2dataset's archives.
 
     Args:
         tar: archive opened for writing.
         row: row with an image.
-        encoding: image format, used as file extension.
+        encoding: image format, used as the file extension of the image.
     """
     assert row.image is not None
     members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}

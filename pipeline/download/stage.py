@@ -32,7 +32,7 @@ from .worker import DownloadTask, DownloadWorker
 STAGE = "download"
 
 _ASSUMED_IMAGES_PER_SECOND = 100.0
-"""Images per second assumed by `--dry-run`: about half the rate at which 2 cores decode and encode."""
+"""Images per second assumed by `--dry-run`: about half the rate at which 2 CPU cores decode and encode images."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
 """Bytes per pixel assumed by `--dry-run`: typical of a photograph stored as JPEG at quality 95."""
 
@@ -66,7 +66,7 @@ def download(
         Summary of the run and of the folder.
 
     Raises:
-        InputError: the list is missing, empty, unreadable or lacks a column.
+        InputError: the list is missing, empty or unreadable, or it lacks a column.
         FolderError: the folder belongs to another stage, other settings or another list.
         PriorkitError: too few rows yielded an image. The message states the probable cause.
     """
@@ -189,7 +189,7 @@ def _transient_rows(record: ShardRecord) -> int:
 
 
 def _retry_result(plan: DownloadPlan, retried: list[str], manifest: Manifest) -> dict[str, int]:
-    """Return the number of retried rows (`rows`) and the number of retried rows that succeeded (`success`).
+    """Return a dictionary with the number of retried rows (`rows`) and how many of them succeeded (`success`).
 
     Args:
         plan: plan with the records of the shards as they were before the retry.
@@ -242,7 +242,7 @@ def check_download(
     """Run the checks that `download` runs on the list and the folder before it starts, and return the plan.
 
     Raises:
-        InputError: the list is missing, empty, unreadable or lacks a column.
+        InputError: the list is missing, empty or unreadable, or it lacks a column.
         FolderError: the folder belongs to another stage, other settings or another list.
     """
     store = Store(images)

@@ -33,8 +33,8 @@ _TOTAL_HOSTS = 20
 _MOST_HOSTS = 10_000
 """Number of hosts to keep when the totals of failures by host are trimmed to save memory.
 
-While the counts of all shards are added up, the totals are trimmed whenever they cover more than twice this number of
-hosts. Trimming drops the hosts with the fewest failures.
+While the counts of all shards are added up, the totals are trimmed whenever they include more than twice this number
+of hosts. Trimming drops the hosts with the fewest failures.
 """
 _HOST_CHARACTERS = 253
 """Maximum length of a host name in characters, from RFC 1035. Longer names are truncated."""
@@ -144,9 +144,10 @@ class ShardStatistics:
 
 
 def _most_failures(hosts: Mapping[str, collections.Counter[str]], limit: int) -> dict[str, dict[str, int]]:
-    """Return the failure counts by label of the `limit` hosts with the most failures, keyed by host.
+    """Select the `limit` hosts with the most failures, and return their failure counts.
 
-    Hosts and labels are in descending order of failures.
+    The result is keyed by host and then by failure label. The hosts, and the labels of each host, are in descending
+    order of failures.
 
     Args:
         hosts: failure counts of all hosts, keyed by host and then by failure label, such as `dns`.

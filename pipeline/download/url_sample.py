@@ -42,7 +42,7 @@ class UrlSample:
         Args:
             hashes: uint64 array `[n]` of hashes, one for each of n distinct URLs.
             counts: int64 array `[n]`, number of rows that contain each URL.
-            level: `level` of the sample that the hashes come from; 0 if they do not come from a sample.
+            level: sampling level of the `UrlSample` from which the hashes were taken; 0 if the URLs were not sampled.
         """
         self._sample.add(hashes, counts, level)
         if len(self) - self._merged > self._capacity // 4:

@@ -131,8 +131,8 @@ class DownloadWorker:
     def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
         """Yield one row maker for each row of a task, in input order.
 
-        A row maker is a coroutine function that returns the finished row. If the task is a retry, it fetches only the
-        rows with a transient failure. All other rows are reused from the existing shard.
+        A row maker is a coroutine function that returns the finished row. If the task is a retry, only the rows with a
+        transient failure are fetched. All other rows are reused from the existing shard.
         """
         rows = task.table.to_pylist()
         reused = reused_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
@@ -183,9 +183,11 @@ class DownloadWorker:
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:
-    """Return `row`, which was copied from the replaced shard, unchanged.
+    """Return `row` unchanged. This row maker is used for rows of a retry task that are not fetched again.
 
-    This row maker is used for rows that are not fetched again. `claim` is ignored, because no response body arrives.
+    Args:
+        row: row that was copied from the shard that is being replaced.
+        claim: ignored, because no response body arrives.
     """
     return row
 

@@ -1,7 +1,7 @@
 """Pool of decoder processes. If a process crashes or hangs, only its current image fails, and a new process is started.
 
-Each process is a plain child process connected by a socket, rather than a `multiprocessing` process. Therefore it does
-not import `__main__` again, works inside Ray actors, and exits when its parent exits for any reason.
+Each process is a plain child process connected by a socket, rather than a `multiprocessing` process. Such a process
+does not import `__main__` again, works inside Ray actors, and exits when its parent exits for any reason.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ class Decoders:
     async def _work(self, slot: _Slot) -> None:
         """Run one slot of the pool until cancelled.
 
-        If the slot cannot start a decoder process, all queued jobs and the slot's own unanswered jobs fail with the
-        error that `_Slot.run` raised. Later calls of `decode` raise the same error.
+        If the slot cannot start a decoder process, `_Slot.run` raises a `PriorkitError`. All queued jobs, and the jobs
+        that the slot has sent without receiving an answer, then fail with this error. Later calls of `decode` raise it
+        too.
         """
         try:
             await slot.run()
@@ -114,8 +115,8 @@ class _Slot:
     async def run(self) -> None:
         """Send jobs to a decoder process and deliver its answers, until cancelled.
 
-        If the process ends, the job that it was decoding fails with an `ImageError`. A new process is started for the
-        other jobs.
+        If the process ends, the job that it was decoding fails with an `ImageError`. A new process is then started
+        and takes over the remaining jobs.
 
         Raises:
             PriorkitError: no decoder process can be started.
@@ -180,7 +181,7 @@ class _Slot:
         If the job has been cancelled, only remove it.
 
         Args:
-            answer: resized image, or the exception that the future raises.
+            answer: resized image, or the exception to set on the future.
         """
         job = self.sent.popleft()
         if job.answer.cancelled():

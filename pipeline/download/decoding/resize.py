@@ -30,7 +30,7 @@ from ..settings import DownloadSettings
 Image.MAX_IMAGE_PIXELS = None  # Pillow only reads headers here, and `max_pixels` limits the sizes in headers
 
 _HEADERS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
-"""Pillow's names of the image formats that it tries when it reads an image header."""
+"""Image formats that Pillow may detect when it reads an image header, under Pillow's names."""
 _FILTERED = frozenset({"image too small", "image area too large", "aspect ratio too large"})
 """Error messages that img2dataset's resizer returns when its filters reject an image."""
 _UNDECODABLE = "Image decoding error"
@@ -40,10 +40,10 @@ _UNENCODABLE = "cannot store"
 _LONGEST_SIDES = {"jpg": 65_500, "webp": 16_383}
 """Maximum width and height in pixels of an image in each output format. PNG has a far higher limit."""
 _MARGIN = 1.25
-"""Minimum ratio of each side of a JPEG decoded at reduced size to the same side after resizing.
+"""Minimum size to which the JPEG decoder may reduce an image, as a multiple of the size after resizing.
 
-A ratio of 1.25 means that the decoded image is at least 25% wider and higher than the resized image. With a smaller
-ratio, the resized image would be blurred.
+The minimum applies to width and height separately: with 1.25, the decoded image is at least 25% wider and 25% higher
+than the resized image. With a smaller value, the resized image would be blurred.
 """
 _REDUCED_COLOUR_FLAGS = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY_FLAGS = {
@@ -154,10 +154,10 @@ class ImageResizer:
         return ResizedImage(data, new_width, new_height, width, height)
 
     def _passes_filters(self, width: int, height: int) -> bool:
-        """Return True if the size and aspect ratio filters accept an image of this size.
+        """Return True if a `width` x `height` pixel image passes the size and aspect ratio filters in the settings.
 
-        If the result is False, the caller passes the image to img2dataset's resizer, which applies the same filters and
-        reports why it rejects the image. The result is also False for an unknown size (0 x 0).
+        Also return False for 0 x 0, which stands for an unknown size. If the result is False, the caller passes the
+        image to img2dataset's resizer, which applies the same filters and reports the reason for a rejection.
 
         Args:
             width: width of the upright image in pixels.
@@ -256,8 +256,8 @@ class _Header:
 def _read_header(body: bytes, max_pixels: int) -> _Header:
     """Read the size, mode and orientation of an image with Pillow.
 
-    If Pillow cannot read the header, return a header with a size of 0 x 0. In this case, the only limit on
-    the image size is OpenCV's own, which applies when the image is decoded.
+    If Pillow cannot read the header, return a header with a size of 0 x 0. The setting `max_pixels` then has no effect,
+    but OpenCV still applies its own size limit when it decodes the image.
 
     If the image has more than `max_pixels` pixels, return orientation 1 without reading the actual orientation. Reading
     it can require decoding the whole image.
@@ -319,7 +319,7 @@ def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
 
 
 def _encoding_failure(encode_format: str, width: int, height: int) -> str:
-    """Return an error message that says why OpenCV could not encode an image of this size in pixels."""
+    """Return an error message that says why OpenCV could not encode a `width` x `height` pixel image."""
     side = _LONGEST_SIDES.get(encode_format)
     if side is None or max(width, height) <= side:
         return f"{_UNENCODABLE} {width} x {height} as {encode_format}"
@@ -330,10 +330,10 @@ def _encoding_failure(encode_format: str, width: int, height: int) -> str:
 
 
 def _outcome(error: str) -> str:
-    """Return the outcome for an error message of img2dataset's resizer or OpenCV.
+    """Map an error message from img2dataset's resizer or from OpenCV to an outcome in `IMAGE_OUTCOMES`.
 
-    The result is `filtered`, `encode` or `too_many_pixels` if the message shows that cause, and `decode` otherwise. All
-    four are in `IMAGE_OUTCOMES`.
+    The result is `filtered`, `encode` or `too_many_pixels` for the messages that indicate one of these causes. For all
+    other messages, it is `decode`.
     """
     if error in _FILTERED:
         return "filtered"

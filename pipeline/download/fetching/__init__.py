@@ -1,1 +1,1 @@
-"""HTTP client: fetching, retries, connections, proxies, address guard, robots rules and response decoding."""
+"""HTTP client: fetching, retries, connections, proxies, address guard, robots.txt rules and response decoding."""

@@ -57,7 +57,7 @@ class AddressGuard:
         self._allowed = [ipaddress.ip_network(network) for network in allowed]
 
     def refusal(self, address: str) -> str | None:
-        """Check an IP address. Return None if it is allowed, or an error message that names it if it is blocked."""
+        """Return None if an IP address is allowed, or an error message that contains the address if it is blocked."""
         forms = _forms(address)
         if any(form in network for form in forms for network in self._allowed):
             return None
@@ -67,12 +67,12 @@ class AddressGuard:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolver that uses the system's name lookup, and raises an error for a host name with a blocked address.
+    """Resolver that uses the system's name lookup, and raises an error if a host name resolves to a blocked address.
 
     Connections are made only to addresses that have been checked. A host name that later resolves to another address
     therefore cannot bypass the guard.
 
-    Lookups run in a thread pool of their own, because a name server that does not answer blocks a thread for many
+    Lookups run in a dedicated thread pool, because a name server that does not answer blocks a thread for many
     seconds. `close` does not wait for these threads.
 
     Args:
@@ -153,7 +153,7 @@ def is_local_name(host: str) -> bool:
 
 
 def _forms(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return an IP address without its scope ID, followed by the IPv4 address that it contains, if any.
+    """Return a list: an IP address without its scope ID and, if it contains an IPv4 address, that address too.
 
     For example, the IPv6 address `::ffff:10.0.0.1` contains the IPv4 address `10.0.0.1`.
     """

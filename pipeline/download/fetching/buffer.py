@@ -62,8 +62,8 @@ class Claim:
     """Buffer memory that is reserved for one row of the URL list, from the start of its download until `release`.
 
     Until the response body arrives, the reserved size is an estimate: the mean size of recent bodies. When the body
-    arrives, the reserved size becomes the size of the body. When the row has a result, it becomes the size of the
-    encoded image, or 0 if the row has no image.
+    arrives, the reserved size becomes the size of the body. When the row has a result, the reserved size becomes
+    the size of the encoded image, or 0 if the row has no image.
     """
 
     def __init__(self, buffer: Buffer) -> None:

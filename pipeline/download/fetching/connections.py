@@ -149,9 +149,9 @@ def _refusal(status: int) -> str:
 def affordable(concurrency: int) -> int:
     """Return the number of URLs that can be fetched at once without exceeding the limit on open files.
 
-    The result is at least 1 and at most `concurrency`. If the process's soft limit is too low, this function raises it
-    as far as the hard limit allows. Each URL counts as four open files, because idle connections stay open for a while.
-    The calculation reserves 512 files for other uses.
+    The result is at least 1 and at most `concurrency`. If the process's soft limit on open files (RLIMIT_NOFILE) is too
+    low, this function raises it as far as the hard limit allows. Each URL counts as four open files, because idle
+    connections stay open for a while. The calculation reserves 512 files for other uses.
 
     Args:
         concurrency: desired number of URLs to fetch at once.

@@ -118,7 +118,7 @@ def _zstd() -> _Decoder:
 
 
 def _decoder(coding: str, body: bytes) -> tuple[Callable[[], _Decoder], bytes]:
-    """Return a function that creates a decoder for an encoding, and the magic number of its compressed streams.
+    """Return a function that creates decoders for an encoding, and the magic number of the encoding.
 
     A gzip or zstd body may consist of several compressed streams (gzip members or zstd frames). Each stream starts with
     the magic number and needs a new decoder. In the other encodings, a body is a single stream, and the returned magic
@@ -183,9 +183,9 @@ def decode_body(body: bytes, header: str, limit: int) -> bytes:
 def decode_beginning(body: bytes, header: str, limit: int) -> bytes:
     """Decode the beginning of a response body, and return at most `limit` bytes.
 
-    The body may be incomplete. The encodings are undone one after another. If decoding an encoding fails partway, the
-    bytes decoded so far are its result. If it fails before the first byte, the encoding is ignored, because the server
-    may not have applied it.
+    The body may be incomplete. The encodings are undone one after another. If an error occurs while an encoding is
+    being undone, decoding continues with the bytes obtained so far. If there are none, the encoding is ignored, because
+    the server may not have applied it.
 
     Args:
         body: first bytes of a response body, as received.

@@ -47,8 +47,8 @@ _ERROR_CHARACTERS = 200
 class Fetcher:
     """Client that fetches URLs within the limits of the download settings. Use it as an asynchronous context manager.
 
-    Memory use is at most the sum of three amounts: the buffers of `concurrency` connections, all body bytes that the
-    network delivers within `timeout_seconds`, and a few times `max_bytes` for decoding compressed bodies.
+    Memory use is at most the sum of three amounts: the buffers of `concurrency` connections, the amount of body data
+    that the network can deliver in `timeout_seconds`, and a few times `max_bytes` for decoding compressed bodies.
 
     Args:
         settings: download settings.
@@ -252,8 +252,8 @@ class Fetcher:
         """Return at most the first `MAX_ROBOTS_BYTES` bytes of a robots.txt.
 
         If the server answers with a 4xx status other than 429, or redirects too often, return empty bytes, because an
-        empty robots.txt allows all URLs. The time limit is half of `timeout_seconds`. The fetches that wait for the
-        file can therefore report its failure before their own deadlines.
+        empty robots.txt allows all URLs. The time limit is half of `timeout_seconds`, so that the fetches that wait for
+        the file can report a failure to read it before their own deadlines.
 
         Raises:
             FetchError: the file cannot be read. The fetches that wait for the file fail with this error.

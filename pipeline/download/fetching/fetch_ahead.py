@@ -36,7 +36,7 @@ _STOP_SECONDS = 5.0
 """Timeout in seconds for each of the two waits in `close`: for the cleanup to finish, and for the thread to end."""
 
 RowMaker: TypeAlias = Callable[[Claim], Coroutine[Any, Any, Row]]
-"""Coroutine function that downloads one list row and returns it with the result.
+"""Coroutine function that downloads the image of one list row, and returns the row with the result.
 
 Its argument is the claim that reserves buffer memory for the row. The function must call `Claim.arrived` when it has
 received the response body.
@@ -81,7 +81,7 @@ class FetchAhead(Generic[Task]):
         self._tools, self._makers = tools, makers
         self._buffer = Buffer(buffer_bytes, max_rows, self._start_rows)
         self._queue: collections.deque[_TaskRows[Task]] = collections.deque()
-        """Current task and next task. Only the event loop modifies this queue."""
+        """Rows of the current task, then rows of the next task. Only the event loop modifies this queue."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
@@ -125,8 +125,9 @@ class FetchAhead(Generic[Task]):
     async def _plan(self, wanted: list[_TaskRows[Task]]) -> None:
         """Make the queue contain exactly the tasks in `wanted`, and start further rows.
 
-        Tasks at the front of the queue that match the first tasks in `wanted` stay there and keep their started rows.
-        All queued tasks after the first mismatch are cancelled, and the remaining tasks in `wanted` are added.
+        The queue and `wanted` are compared from the front. As long as their tasks are equal, the queued tasks stay and
+        keep their started rows. From the first difference on, the queued tasks are cancelled, and the remaining tasks
+        in `wanted` take their place.
 
         Args:
             wanted: current task, followed by the next task if there is one.
@@ -193,7 +194,7 @@ class FetchAhead(Generic[Task]):
 
 
 async def _make(maker: RowMaker, claim: Claim) -> Row:
-    """Download a row with its row maker, record the size of its encoded image in the buffer, and return the row."""
+    """Run a row maker, report the finished row and the size of its encoded image to `claim`, and return the row."""
     row = await maker(claim)
     claim.finished(len(row.image or b""))
     return row

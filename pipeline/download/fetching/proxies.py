@@ -91,7 +91,7 @@ class NoProxy:
 
         Args:
             host: host name or IP address in a URL.
-            port: port in the URL. It must equal the port of the entry if the entry names one.
+            port: port in the URL. An entry that ends in `:PORT` matches only if this port is the same.
         """
         host = host.lower().rstrip(".")
         try:

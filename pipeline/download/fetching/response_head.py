@@ -166,10 +166,10 @@ def _listed(values: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
 def _length(stated: list[bytes]) -> int | None:
     """Parse all Content-Length values of a response, and return the body length in bytes.
 
-    Return None if there are no values, or if a value is not a number.
+    Return None if there are no values, or if at least one value is not a number.
 
     Raises:
-        BadResponse: the values contain different numbers.
+        BadResponse: all values are numbers, but they are not all equal.
     """
     # longer numbers are cut to 18 digits, which fit into the integers of aiohttp's parser and exceed any size limit
     numbers = {match and int(match[1].lstrip(b"0")[:18] or 0) for match in map(_LENGTH.fullmatch, stated)}

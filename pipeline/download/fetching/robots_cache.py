@@ -19,8 +19,8 @@ _MOST_BYTES = 100_000_000
 class RobotsCache:
     """Cache of the rules in robots.txt files.
 
-    While a file is in the cache or being read, it is not read again, even if many URLs need it. When the cache is full,
-    the oldest rules are removed.
+    A file is not read again while its rules are cached or while a read of it is in progress, even if many URLs need it.
+    When the cache is full, the oldest rules are removed.
 
     If reading a file fails, all calls of `allow` that wait for the file raise the exception. Failures are not cached,
     because they may be transient.

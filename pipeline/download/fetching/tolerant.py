@@ -47,8 +47,8 @@ class ChunkReader:
     """Reader for a response body that is sent in chunks (`Transfer-Encoding: chunked`).
 
     `feed` rewrites the chunks in the strict form that aiohttp's parser accepts: with CRLF line endings, and without
-    chunk extensions and trailers. `done` is True once the whole body has arrived, and `excess` is True if bytes follow
-    it.
+    chunk extensions and trailers. `done` is True once the whole body has arrived. `excess` is True if bytes arrived
+    after the end of the body.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class ChunkReader:
     def feed(self, data: bytes) -> bytes:
         """Rewrite received bytes of the body in strict form, and return them.
 
-        An incomplete line at the end is not returned. It is completed by the bytes of the next call.
+        An incomplete line at the end of the bytes is kept, and is processed once a later call completes it.
 
         Raises:
             BadResponse: the bytes are not valid chunks.
