@@ -18,7 +18,8 @@ class EmbeddingNormaliser(nn.Module):
 
     The argument `kind` selects the mapping. Embeddings are first scaled to norm 1. Then:
 
-    - `sqrt_dim` scales them to norm sqrt(D), or to norm `embed_scale` if given, as DALLE2-pytorch does.
+    - `sqrt_dim` scales them to norm sqrt(D), where D is the embedding size, or to norm `embed_scale` if given, as
+      DALLE2-pytorch does.
     - `standardise` subtracts the mean of each coordinate and divides by its standard deviation, as Karlo and Kandinsky
       do.
     - `whiten` makes their covariance the identity matrix (ZCA whitening).
@@ -27,11 +28,12 @@ class EmbeddingNormaliser(nn.Module):
     """
 
     mean: torch.Tensor
-    """Mean of the unit embeddings, `[D]`."""
+    """Mean of the training embeddings after they are scaled to norm 1, `[D]` (embedding size D)."""
     to_embed: torch.Tensor
-    """Standard deviations `[D]` for `standardise`, or the square root of the covariance `[D, D]` for `whiten`."""
+    """Standard deviation of each coordinate, `[D]` (embedding size D), for `standardise`. Square root of the covariance
+    matrix, `[D, D]`, for `whiten`."""
     to_network: torch.Tensor
-    """Inverse of `to_embed`: elementwise for `standardise`, the matrix inverse for `whiten`."""
+    """Inverse of `to_embed`: the reciprocal of each element for `standardise`, or the matrix inverse for `whiten`."""
 
     def __init__(self, kind: str, embed_dim: int, embed_scale: float | None = None) -> None:
         super().__init__()
@@ -45,10 +47,13 @@ class EmbeddingNormaliser(nn.Module):
             self.register_buffer("to_network", torch.eye(embed_dim) if kind == "whiten" else torch.ones(shape))
 
     def fit(self, image_embed: torch.Tensor) -> None:
-        """Compute the statistics that `encode` and `decode` use from training embeddings `[rows, D]` with any norm.
+        """Compute the statistics that `encode` and `decode` use.
 
         The statistics are the mean, and the standard deviations for `standardise` or the covariance for `whiten`. For
         `sqrt_dim`, which needs no statistics, this method does nothing.
+
+        Args:
+            image_embed: training embeddings `[N, D]` (N embeddings of size D) with any norm.
         """
         if self.kind == "sqrt_dim":
             return
@@ -67,14 +72,20 @@ class EmbeddingNormaliser(nn.Module):
             buffer.copy_(value)
 
     def encode(self, image_embed: torch.Tensor) -> torch.Tensor:
-        """Map image embeddings `[N, D]` to network space. They are first scaled to norm 1, so any norm is accepted."""
+        """Map image embeddings `[N, D]` (N embeddings of size D) to network space.
+
+        The embeddings are first scaled to norm 1, so any norm is accepted.
+        """
         unit = F.normalize(image_embed if image_embed.dtype == torch.float64 else image_embed.float(), dim=-1)
         if self.kind == "sqrt_dim":
             return unit * self.radius
         return self._scaled(unit - self.mean, self.to_network)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Map vectors `[N, D]` in network space back to image embeddings, whose norm is not necessarily 1."""
+        """Map vectors in network space, `[N, D]` (N vectors of size D), back to image embeddings.
+
+        The norm of the image embeddings is not necessarily 1.
+        """
         if self.kind == "sqrt_dim":
             return x / self.radius
         return self._scaled(x, self.to_embed) + self.mean

@@ -33,18 +33,20 @@ class StepRandomness:
     """
 
     noise: torch.Tensor
-    """Standard normal noise, `[B, K, D]`."""
+    """Standard normal noise, `[B, K, D]` (B rows, K draws per row, embedding size D)."""
     timesteps: torch.Tensor
-    """Stratified timesteps, `[B, K]` int64. Draw k's timestep is uniform over the k-th of K equal intervals."""
+    """Stratified timesteps, `[B, K]` int64 (B rows, K draws per row). The timesteps of the noise schedule are divided
+    into K equal intervals, and the timestep of draw k is uniform over the k-th interval."""
     drop_text: torch.Tensor
-    """Mask of rows whose text is dropped for classifier-free guidance, `[B]` bool.
+    """Mask of rows whose text is dropped for classifier-free guidance: bool tensor `[B]`, one element per row.
 
     The mask applies to all draws of a row, so that each text needs to be encoded only once.
     """
     drop_image: torch.Tensor
-    """Mask of draws whose noisy image is dropped, `[B, K]` bool."""
+    """Mask of draws whose noisy image is dropped: bool tensor `[B, K]` (B rows, K draws per row)."""
     self_cond: torch.Tensor
-    """Mask of draws for which a self-conditioned network receives an x0 estimate instead of zeros, `[B, K]` bool."""
+    """Mask of draws for which a self-conditioned network receives an x0 estimate instead of zeros: bool tensor `[B, K]`
+    (B rows, K draws per row)."""
 
     def to(self, device: torch.device) -> StepRandomness:
         """Return these values with all tensors on the given device, except `drop_text` and `self_cond`.

@@ -1,4 +1,4 @@
-"""Noise schedules, and conversions between x0, eps and v.
+"""Noise schedules, and conversions between the prediction targets x0 (clean embeddings), eps (noise) and v.
 
 A schedule defines `alpha_bar[t]`, the fraction of the variance that is signal at timestep t. With Gaussian noise `eps`:
 
@@ -18,7 +18,7 @@ _COSINE_OFFSET = 0.008
 _MAX_BETA = 0.999
 """Maximum beta in the cosine schedule, as in Nichol and Dhariwal (2021)."""
 _BETAS = (1e-4, 0.02)
-"""First and last beta for 1000 timesteps, as in Ho et al. (2020)."""
+"""Range of beta in the `linear`, `quadratic` and `sigmoid` schedules with 1000 timesteps, as in Ho et al. (2020)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class NoiseSchedule:
         return len(self.alpha_bar)
 
     def coefficients(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar) at timesteps `[B]`, each `[B, 1]` float32."""
+        """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar) at B timesteps `[B]`, as two float32 tensors `[B, 1]`."""
         alpha_bar = self.alpha_bar.to(timesteps.device)[timesteps].unsqueeze(-1)
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
@@ -40,7 +40,7 @@ class NoiseSchedule:
         """Return the noisy embeddings `x_t` at the given timesteps.
 
         Args:
-            x0: clean embeddings `[B, D]`.
+            x0: clean embeddings `[B, D]` (B embeddings of size D).
             noise: standard normal noise `[B, D]`.
             timesteps: one timestep per embedding, `[B]`.
         """
@@ -48,13 +48,16 @@ class NoiseSchedule:
         return signal * x0 + sigma * noise
 
     def target(self, prediction: str, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the values `[B, D]` that the network should predict: clean embeddings, noise or v.
+        """Return the values that the network should predict: clean embeddings, noise or v.
 
         Args:
             prediction: prediction target of the network: `x0`, `eps` or `v`.
-            x0: clean embeddings `[B, D]`.
+            x0: clean embeddings `[B, D]` (B embeddings of size D).
             noise: noise `[B, D]` added to the embeddings.
             timesteps: one timestep per embedding, `[B]`.
+
+        Returns:
+            The values, `[B, D]`.
         """
         if prediction == "x0":
             return x0
@@ -64,7 +67,17 @@ class NoiseSchedule:
         return signal * noise - sigma * x0
 
     def to_x0(self, prediction: str, output: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Convert a network's prediction of `x0`, `eps` or `v` to an estimate of x0, `[B, D]`."""
+        """Convert a network's prediction of x0, eps or v to an estimate of x0 (the clean embeddings).
+
+        Args:
+            prediction: prediction target of the network: `x0`, `eps` or `v`.
+            output: output of the network `[B, D]` (B embeddings of size D).
+            x_t: noisy embeddings `[B, D]` that the network received.
+            timesteps: one timestep per embedding, `[B]`.
+
+        Returns:
+            The estimate, `[B, D]`.
+        """
         if prediction == "x0":
             return output
         signal, sigma = self.coefficients(timesteps)
@@ -73,7 +86,10 @@ class NoiseSchedule:
         return signal * x_t - sigma * output
 
     def to_eps(self, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the noise `[B, D]` that turns `x0` into `x_t` at the given timesteps."""
+        """Return the noise that turns the clean embeddings `x0` into the noisy embeddings `x_t` at the given timesteps.
+
+        `x0`, `x_t` and the result have the shape `[B, D]` (B embeddings of size D).
+        """
         signal, sigma = self.coefficients(timesteps)
         return (x_t - signal * x0) / sigma
 

@@ -1,4 +1,4 @@
-"""Estimates of x0 with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
+"""Estimates of x0 (the clean embeddings) with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
 Guidance amplifies the difference between two network outputs: the output with the text, and the output of the *null
 branch*, which drops the text. There are two kinds of guidance:
@@ -55,9 +55,10 @@ class NullBranch:
         return self._prefix
 
     def outputs(self, timesteps: list[int]) -> torch.Tensor:
-        """Return the network's output for a dropped text and a dropped image at each timestep, `[len(timesteps), D]`.
+        """Return the network's output at each timestep when both the text and the noisy image are dropped.
 
-        Outputs for timesteps that are not yet cached are computed. Call this only if `has_table` is true.
+        The result has the shape `[len(timesteps), D]`, where D is the embedding size. Outputs for timesteps that are
+        not yet cached are computed. Call this only if `has_table` is true.
         """
         missing = [timestep for timestep in timesteps if timestep not in self._outputs]
         if missing:
@@ -81,9 +82,9 @@ class NullBranch:
 
 
 def null_prefix(network: Network, text_embed: torch.Tensor, token_states: torch.Tensor | None) -> Prefix:
-    """Encode B texts as dropped texts, for the null branch of guidance.
+    """Encode B texts for the null branch of guidance, in which the network drops the text.
 
-    The encoding may still depend on the texts, because some networks drop only the token states.
+    The result may still depend on the texts, because some networks drop only the token states.
     """
     return network.prefix(
         text_embed, token_states, torch.ones(len(text_embed), dtype=torch.bool, device=text_embed.device)
@@ -96,14 +97,14 @@ class Denoiser:
     For self-conditioned networks, each estimate is an input of the network at the next step.
 
     Args:
-        prefix: the B encoded texts.
+        prefix: the B texts, encoded by `Network.prefix`.
         guidance: inputs that the null branch (the network evaluation without text) drops: `text` drops the text, and
             `dalle2` drops the text and the noisy image.
         guidance_scale: weight of the difference between the outputs with and without text. At 1, the null branch is not
             run.
         null: cache for the null branch; required unless `guidance_scale` is 1.
-        null_prefix: the B texts encoded with every text dropped. Required if `guidance_scale` is not 1 and
-            `null.is_constant` is false.
+        null_prefix: the B texts, encoded for the null branch by the function `null_prefix`. Required if
+            `guidance_scale` is not 1 and `null.is_constant` is false.
         grid: all timesteps at which the sampler needs an estimate.
     """
 
@@ -135,7 +136,12 @@ class Denoiser:
                 self._prefix = prefix.stacked_with(null_prefix)
 
     def __call__(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
-        """Estimate x0 from N noisy embeddings of size D, x_t `[N, D]`, at timesteps `[N]`, which must all be equal."""
+        """Estimate x0 at one step of the sampler.
+
+        Args:
+            x_t: noisy embeddings `[N, D]` (N embeddings of size D).
+            timesteps: timestep of each embedding, `[N]`. All timesteps must be equal.
+        """
         output = self._output(x_t, timesteps)
         unclamped = self._schedule.to_x0(self._diffusion.prediction, output, x_t, timesteps)
         x0 = unclamped

@@ -37,23 +37,26 @@ class Estimate(NamedTuple):
 
 
 EstimateX0 = Callable[[torch.Tensor, torch.Tensor], Estimate]
-"""Function that estimates x0 from N noisy embeddings of size D, x_t `[N, D]`, and their timesteps `[N]`."""
+"""Function that estimates x0 from noisy embeddings `[N, D]` (N embeddings of size D) and their timesteps `[N]`."""
 
 Sampler = Callable[[EstimateX0, NoiseSchedule, Iterator[torch.Tensor], list[int]], torch.Tensor]
-"""Function that samples x0 `[N, D]`. Its last argument lists the timesteps at which to estimate x0, noisiest first."""
+"""Function that samples embeddings `[N, D]` (N embeddings of size D) from noise. Its arguments are those of `ddpm`."""
 
 
 def ddpm(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample embeddings `[N, D]` with stochastic ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7).
+    """Sample embeddings with stochastic ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7).
 
     Args:
-        estimate_x0: function that estimates the clean embeddings at a timestep.
+        estimate_x0: function that estimates x0 (the clean embeddings) at a timestep.
         schedule: noise schedule.
-        noise: standard normal tensors `[N, D]`: the initial noise, then one tensor per step. The last step multiplies
-            its tensor by 0.
+        noise: standard normal tensors `[N, D]` (N embeddings of size D): the initial noise, then one tensor per step.
+            The last step multiplies its tensor by 0.
         grid: timesteps at which x0 is estimated, one per step, noisiest first.
+
+    Returns:
+        The sampled embeddings, `[N, D]`.
     """
     x_t = next(noise)
     for index, timestep in enumerate(grid):
@@ -71,10 +74,10 @@ def ddpm(
 def ddim(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample embeddings `[N, D]` with deterministic DDIM, eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12).
+    """Sample embeddings with deterministic DDIM, eta = 0 (Song et al. 2020, arXiv 2010.02502, eq. 12).
 
     Only the first tensor of `noise` is used. x0 is estimated once at each timestep in `grid`, and the last estimate is
-    returned. See `ddpm` for the arguments.
+    returned. See `ddpm` for the arguments and the result.
     """
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
@@ -87,10 +90,11 @@ def ddim(
 def dpmsolver_pp(
     estimate_x0: EstimateX0, schedule: NoiseSchedule, noise: Iterator[torch.Tensor], grid: list[int]
 ) -> torch.Tensor:
-    """Sample embeddings `[N, D]` with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+    """Sample embeddings with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
     Only the first tensor of `noise` is used. x0 is estimated once at each timestep in `grid`. The final step is
-    first-order: it removes all remaining noise and returns the last estimate. See `ddpm` for the arguments.
+    first-order: it removes all remaining noise and returns the last estimate. See `ddpm` for the arguments and the
+    result.
     """
     x_t = next(noise)
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
@@ -192,7 +196,8 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     - The first timestep is the noisiest of the schedule. The grid then skips the timesteps at which x_t is almost all
       noise.
     - The last timestep is the one at which `timestep_grid` would end with four times as many steps. It must have little
-      noise, because `dpmsolver++` returns the x0 estimate at this timestep, which averages over the remaining noise.
+      noise, because `dpmsolver++` returns the x0 estimate at this timestep. With more noise, this estimate would be an
+      average of many possible embeddings.
 
     `dpmsolver++` needs fewer steps than other samplers, because it is second-order in log-SNR: one of its steps does
     the work of several of theirs.
@@ -230,15 +235,15 @@ def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: 
 def seeded_noise(
     seed: int, first: int, texts: int, draws: int, embed_dim: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Yield standard normal tensors `[B * K, D]` indefinitely.
+    """Yield standard normal tensors `[B * K, D]` indefinitely, for B texts with K draws (embeddings to sample) each.
 
-    The noise for a text depends only on the seed, the text's number (its index among all texts to sample), the number
-    of draws per text, and the embedding size D.
+    The noise for a text depends only on the seed, the text's index among all texts to sample, the number of draws per
+    text, and the embedding size D.
 
     Args:
-        first: number of the first text, counted from 0.
+        first: index of the first text, counted from 0.
         texts: number of texts, B.
-        draws: number of draws (embeddings to sample) per text, K.
+        draws: number of draws per text, K.
     """
     generators = [np.random.Generator(np.random.Philox(key=[seed, first + text])) for text in range(texts)]
     while True:

@@ -37,8 +37,9 @@ class TrainJob:
     prior: str
     """URL of the prior folder."""
     settings: TrainSettings
-    """Training settings, with `device: auto` and `threads: 0` replaced by the actual device and number of threads. With
-    `init_from`, the network and diffusion settings are those from `settings_of_start`."""
+    """Training settings, with `device: auto` and `threads: 0` replaced by the actual device and number of threads. If
+    `init_from` is set, the network and diffusion settings are combined with those of the initial prior; see
+    `settings_of_start`."""
     config: PriorConfig
     """Configuration of the prior to train."""
     identity: dict[str, Any]
@@ -68,8 +69,8 @@ class TrainJob:
         """Fingerprint of the inputs of this training run. The manifest record of the finished prior stores it.
 
         A later run compares the stored fingerprint with that of its own inputs to check whether training is complete.
-        The fingerprint covers the content of the embeddings. If `steps` may change when training resumes, it also
-        covers `steps`, so that a finished prior counts as unfinished after `steps` has changed.
+        The fingerprint covers the content of the embeddings. If `settings.steps_may_change` is True, it also covers the
+        setting `steps`: a finished prior then counts as unfinished after `steps` has been changed.
         """
         return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
 

@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.25
 _PATIENCE_SECONDS = 300.0
 """Seconds without progress after which the driver checks that the cluster has resources for `min_workers` workers.
 
-If the resources do not suffice, training fails.
+If the resources are insufficient, training fails.
 """
 _END_SECONDS = 60.0
 """Maximum number of seconds to wait for Ray Train to shut down after training.

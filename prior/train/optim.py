@@ -50,7 +50,7 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float, step: int) 
     Args:
         average: network with the averaged weights, which are changed in place.
         network: network with the current weights.
-        decay: share of the previous average in the new average. It is limited to (1 + step) / (10 + step), so that the
+        decay: weight of the previous average in the new average. It is limited to (1 + step) / (10 + step), so that the
             average quickly forgets the random initial weights.
         step: step number, from 0.
     """

@@ -25,11 +25,12 @@ LOG_NAME = "metrics.jsonl"
 
 
 class TrainingFolder:
-    """Access to the prior folder during training: log, checkpoints, best weights and finished prior.
+    """Files of one training run in the prior folder: log, checkpoints, best weights and finished prior.
 
-    Only the first rank creates an instance.
+    Only the first rank creates an instance, which reads and writes these files.
 
     Args:
+        store: prior folder.
         fingerprint: fingerprint of the settings and embeddings. Checkpoints with a different fingerprint are ignored.
         keep: number of most recent checkpoints to keep.
         best_since: step at which `validation_rows` last changed, or 0. Validation losses up to this step are ignored in

@@ -38,7 +38,7 @@ class Ranks:
 
     @staticmethod
     def current(device: torch.device) -> Ranks:
-        """Return the ranks of the default torch.distributed group, or a single rank if no group is initialised."""
+        """Return a `Ranks` for the default torch.distributed group, or for a single rank if no group is initialised."""
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks(0, 1, device)
         return Ranks(dist.get_rank(), dist.get_world_size(), device)
@@ -49,10 +49,10 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of each element over all ranks, as a tensor on the CPU.
+        """Return the elementwise sum of `values` over all ranks, as a tensor on the CPU.
 
         Args:
-            values: float64 tensor of n values, `[n]`. n must be the same on all ranks.
+            values: float64 tensor `[n]`. Its length n must be the same on all ranks.
         """
         if self.size == 1:
             return values.cpu()

@@ -74,8 +74,8 @@ def refuse_other_embeddings(
 def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     """Record in the manifest which settings have changed since training started, and at which step each changed.
 
-    Training resumes from the newest checkpoint, and repeats any steps after it with the current settings. Changes that
-    earlier runs recorded at the step of this checkpoint or later are therefore removed from the manifest.
+    Training resumes from the newest checkpoint, and repeats any later steps with the current settings. A change that an
+    earlier run recorded at or after the step of this checkpoint no longer applies, so it is removed from the manifest.
 
     Returns:
         The job, with `best_since` set to the step at which `validation_rows` last changed.
@@ -104,9 +104,9 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
 
 
 def surplus_note(store: Store, recorded: Manifest | None, steps: int) -> str | None:
-    """Return a note for the user if a finished prior was trained for more than `steps` steps; otherwise None.
+    """Return a note that nothing is left to train, if a finished prior was trained for more than `steps` steps.
 
-    There is nothing left to train in this case.
+    Otherwise, return None.
 
     Args:
         store: prior folder.

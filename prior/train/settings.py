@@ -27,7 +27,8 @@ class OptimiserSettings(Settings):
     """Learning rate after warmup. With `cosine`, it decays to a tenth of the peak at the last step. With `constant`, it
     stays at the peak, so that a finished run can be extended with more steps."""
     weight_decay: float = Field(default=0.06, ge=0)
-    """Weight decay of matrices. Vectors have no weight decay. The model card of LAION's prior gives 6.02e-2."""
+    """Weight decay of weight matrices. Vectors, such as biases, have no weight decay. The default is close to 6.02e-2,
+    the value in the model card of LAION's prior."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
     """Decay rate of AdamW's second-moment estimate."""
     max_grad_norm: float = Field(default=0.5, gt=0)
@@ -144,10 +145,10 @@ class TrainSettings(DeviceSettings):
         return dumped
 
     def recorded(self) -> dict[str, Any]:
-        """Return the values of the settings that may change when training resumes, keyed by their names in a recipe.
+        """Return the values of the settings that may change when training resumes.
 
-        A key is, for example, `train.threads`. `steps` is included if `steps_may_change` is True. The manifest records
-        every change of these values.
+        The keys are the names of the settings in a recipe, such as `train.threads`. `steps` is included if
+        `steps_may_change` is True. The manifest records every change of these values.
         """
         names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
         return {f"train.{name}": getattr(self, name) for name in names}

@@ -139,11 +139,12 @@ def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:
     """Return True if two priors use the same CLIP model.
 
     Call this only if at least one of the priors has no recorded hash of its CLIP model's weights. The CLIP models are
-    compared by name. If the names are inconclusive, the models are loaded and compared.
+    compared by name. If the names are inconclusive, the models are loaded and compared. Return False if a model cannot
+    be loaded.
 
-    One prior provides the identity of its CLIP model (`clip`): `one` if it records an identity, otherwise `other`. The
-    remaining prior provides the settings for loading its CLIP model (`clip_settings`). Return False if these settings
-    are empty or a model cannot be loaded.
+    If `one` records the identity of its CLIP model (`clip`), this identity is compared with the model that
+    `other.clip_settings` specifies. If `one` records no identity, the roles of the two priors are swapped. Return False
+    if the `clip_settings` to compare with are empty.
     """
     identified, named = (one, other) if one.clip else (other, one)
     if not named.clip_settings:

@@ -34,8 +34,8 @@ class NotFinite(PriorkitError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-        """Row numbers in the dataset. They refer to rows with a non-finite loss or score, though not necessarily to all
-        of them. If only the gradient is not finite, they refer to some rows of the batch."""
+        """Row numbers, in the dataset, of rows with a non-finite loss or score. The list may be incomplete. If only the
+        gradient is not finite, it contains some rows of the batch."""
 
     def with_keys(self, dataset: EmbeddingDataset) -> PriorkitError:
         """Return an error for the user that lists the affected rows by row number and key, and suggests a fix."""

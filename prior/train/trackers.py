@@ -1,4 +1,6 @@
-"""Optional metric trackers: TensorBoard and Weights & Biases (W&B). Each requires an extra of the priorkit package.
+"""Optional metric trackers: TensorBoard and Weights & Biases (W&B).
+
+Each tracker requires the priorkit extra (optional dependency group) of the same name.
 
 A training run that resumes from a checkpoint may repeat steps. TensorBoard then hides the earlier values for these
 steps. W&B cannot replace earlier values, so repeated steps are not sent to W&B.

@@ -84,7 +84,7 @@ class Validation:
             yield self._rows[first : first + BLOCK_ROWS]
 
     def _scores(self, prior: Prior, rows: np.ndarray) -> np.ndarray:
-        """Compute the scores of each row in one block of B validation rows, as an array `[S, B]`.
+        """Compute S scores for each row in one block of B validation rows, as an array `[S, B]`.
 
         S is 1 (the loss), or 3 if `validate_draws` is not 0 (loss, energy score and cosine similarity).
 
