@@ -29,7 +29,8 @@ class Bank:
     def read(dataset: EmbeddingDataset, size: int, seed: int) -> Bank:
         """Read the image and text embeddings of at most `size` rows of the training split.
 
-        From a larger split, read a pseudorandom subset. The subset depends only on `seed` and the content of the rows.
+        If the split has more rows, `size` of them are chosen pseudorandomly. The choice depends only on `seed` and the
+        content of the rows.
         """
         batch = dataset.take(dataset.content_order("train", seed)[:size])
         return Bank(batch.text_embed, batch.image_embed)
@@ -71,16 +72,19 @@ class MeanShift:
         self._shift = bank.image.mean(axis=0, dtype=np.float64) - bank.text.mean(axis=0, dtype=np.float64)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return one prediction of norm 1 per row, `[B, 1, D]`, without using `row_ids`; see `Predictor.__call__`."""
+        """Return one prediction of norm 1 per row: `[B, 1, D]`; see `Predictor.__call__`.
+
+        B is the number of rows, and D is the embedding size. This baseline does not use `row_ids`.
+        """
         return to_unit_norm(batch.text_embed + self._shift)[:, None]
 
 
 class Ridge:
     """Predictor that uses ridge regression from text to image embeddings (Hoerl and Kennard 1970, Technometrics 12).
 
-    It returns one prediction per row. To choose the ridge penalty, a tenth of the training rows is held out, and the
-    value in `_PENALTIES` with the smallest squared error on these rows is taken. The regression is then fitted to all
-    training rows with this penalty.
+    It returns one prediction per row. To choose the ridge penalty, a tenth of the training rows is held out. The
+    value in `_PENALTIES` with the smallest squared error on the held-out rows is chosen. The regression is then fitted
+    to all training rows with this penalty.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -106,23 +110,33 @@ class Ridge:
         """Effective number of parameters of the regression (Hastie, Tibshirani and Friedman 2009, section 3.4.1)."""
 
     def predict(self, text: np.ndarray) -> np.ndarray:
-        """Return the predicted image embeddings `[B, D]` for text embeddings `[B, D]`, without normalising them."""
+        """Return the predicted image embeddings of B captions, not scaled to norm 1: `[B, D]`.
+
+        Args:
+            text: text embeddings of the captions, `[B, D]`, where D is the embedding size.
+        """
         return np.asarray(self._image_mean + (text - self._text_mean) @ self._weights)
 
     def relative_variance(self, text: np.ndarray) -> np.ndarray:
-        """Return the variance of each predicted mean divided by the residual variance: `[B]` for texts `[B, D]`.
+        """Return the variance of the predicted mean, divided by the residual variance, for each of B captions: `[B]`.
 
-        Let X hold the n centred training texts, let m be the mean of these texts before centring, and let P be the
-        diagonal matrix that the ridge penalty adds to X'X. The result for a text t is
+        Let X hold the n centred text embeddings of the training rows, let m be their mean before centring, and let P be
+        the diagonal matrix that the ridge penalty adds to X'X. The result for a text embedding t is
         1/n + (t - m)' (X'X + P)^-1 (t - m). If the penalty is interpreted as a normal prior on the weights, this value
         is the posterior variance (Bishop 2006, Pattern Recognition and Machine Learning, equation 3.59). For the case
         without a penalty, see Seber and Lee 2003, Linear Regression Analysis, section 5.3.
+
+        Args:
+            text: text embeddings of the captions, `[B, D]`, where D is the embedding size.
         """
         centred = text - self._text_mean
         return np.asarray(1 / self._rows + np.einsum("bd,de,be->b", centred, self._inverse, centred))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return one prediction of norm 1 per row, `[B, 1, D]`, without using `row_ids`; see `Predictor.__call__`."""
+        """Return one prediction of norm 1 per row: `[B, 1, D]`; see `Predictor.__call__`.
+
+        B is the number of rows, and D is the embedding size. This baseline does not use `row_ids`.
+        """
         return to_unit_norm(self.predict(batch.text_embed.astype(np.float64)))[:, None]
 
 
@@ -142,7 +156,10 @@ class LinearGaussian:
         self._root = vectors * np.sqrt(np.maximum(values, 0))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return K samples of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`."""
+        """Return K samples of norm 1 per row: `[B, K, D]`; see `Predictor.__call__`.
+
+        B is the number of rows, and D is the embedding size.
+        """
         text = batch.text_embed.astype(np.float64)
         mean, scale = self._regression.predict(text), np.sqrt(1 + self._regression.relative_variance(text))
         noise = RowNoise(self._seed, RESIDUAL, row_ids, (self._draws, mean.shape[1])).draw()
@@ -150,19 +167,20 @@ class LinearGaussian:
 
 
 class NearestNeighbours:
-    """Predictor that returns, for each caption, the images of the K training rows with the most similar captions.
+    """Predictor that finds the K training captions most similar to a caption, and returns their image embeddings.
 
     The similarity of two captions is the dot product of their text embeddings. If there are fewer than K training rows,
-    the image embeddings of all training rows are returned.
+    the image embeddings of all of them are returned.
     """
 
     def __init__(self, bank: Bank, draws: int) -> None:
         self._bank, self._draws = bank, min(draws, len(bank.text))
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return K image embeddings of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`.
+        """Return K training image embeddings of norm 1 per row: `[B, K, D]`; see `Predictor.__call__`.
 
-        They are ordered by the similarity of their captions to the row's caption, most similar first.
+        B is the number of rows, and D is the embedding size. The images whose captions are most similar to the row's
+        caption come first.
         """
         similarity = batch.text_embed @ self._bank.text.T
         nearest = np.argsort(-similarity, axis=-1, kind="stable")[:, : self._draws]
@@ -180,6 +198,9 @@ class RandomImages:
         self._bank, self._draws, self._seed = bank, draws, seed
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return K random image embeddings of norm 1 per row, `[B, K, D]`; see `Predictor.__call__`."""
+        """Return K random training image embeddings of norm 1 per row: `[B, K, D]`; see `Predictor.__call__`.
+
+        B is the number of rows, and D is the embedding size.
+        """
         chosen = RowNoise(self._seed, RANDOM, row_ids, (self._draws,)).choose(len(self._bank.image))
         return to_unit_norm(self._bank.image[chosen].astype(np.float64))

@@ -1,4 +1,4 @@
-"""Comparison of evaluations: differences from the first evaluation, with 95% confidence intervals."""
+"""Comparison of evaluations: how each metric differs from the first evaluation, with 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Comparison:
     differences: list[Interval]
     """Difference between each later evaluation and the first (later minus first)."""
     paired: list[bool]
-    """For each difference, True if it was computed row by row, because both evaluations used the same rows.
+    """For each difference, True if it was computed row by row, which requires that both evaluations used the same rows.
 
     In a row-by-row difference, the difficulty of each row cancels out, so the interval is narrower.
     """
@@ -46,13 +46,13 @@ def compare(evaluations: Sequence[str], predictor: str | None = None) -> list[Co
     Args:
         evaluations: folders written by `evaluate`.
         predictor: name of the predictor; None for the first predictor of each evaluation, which is the evaluated prior
-            or the given predictions.
+            or the file of predictions that was evaluated instead.
 
     Raises:
         InputError: fewer than two evaluations are given, an evaluation is unfinished or its files have changed, the
             predictor is missing or was reported as broken, or the evaluations are not comparable. Comparable
-            evaluations have at least one split in common. They agree in embedding size, CLIP model, number of rows,
-            predictions per caption, and gallery (images searched for recall).
+            evaluations have at least one split in common. They also have the same embedding size, CLIP model, number of
+            rows, number of predictions per caption, and gallery (images searched for recall).
     """
     if len(evaluations) < 2:
         raise InputError("compare needs at least two evaluations")
@@ -129,7 +129,7 @@ def _listed(evaluations: Sequence[str], values: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """Results of one predictor (a prior, a baseline or given predictions) on one split of an evaluation."""
+    """Results of one predictor (a prior, a baseline or a file of predictions) on one split of an evaluation."""
 
     metrics: dict[str, Any]
     """Section of `metrics.json` for the split."""

@@ -21,8 +21,8 @@ _PARTS = 16
 _HALVES = np.array([[(i & j).bit_count() % 2 == 0 for j in range(_PARTS)] for i in range(1, _PARTS)])
 """Masks that select 8 of the 16 parts (disjoint subsets of the rows) for each half-sample, `[15, 16]` bool.
 
-The masks are the rows of Sylvester's Hadamard matrix, except for the constant first row. The rows are
-orthogonal, so any two half-samples have 4 parts in common.
+Each mask is a row of Sylvester's Hadamard matrix; the constant first row of this matrix is left out. The rows of the
+matrix are orthogonal, so any two half-samples have 4 parts in common.
 """
 LEAST_GROUPS = 3 * _PARTS
 """Minimum number of distinct images in each of the two sets (3 per part). With fewer, no distances are computed."""
@@ -48,11 +48,11 @@ class EmbeddingSet:
     embeds: np.ndarray
     """N embeddings of size D, `[N, D]`."""
     groups: np.ndarray
-    """Group id of each embedding, `[N]`. Embeddings with equal ids, in the same set or in two sets, share an image."""
+    """Group id of each embedding, `[N]`. Embeddings with equal ids share an image, even across sets."""
 
 
 def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Interval]:
-    """Return the distances between predicted and real distributions, by name, with 95% confidence intervals.
+    """Return the distances between the predicted and real distributions, with 95% confidence intervals, keyed by name.
 
     The dictionary is empty if either set has fewer than 48 distinct images. Below, X and X' are random predicted
     embeddings, and Y and Y' are random real embeddings.
@@ -62,8 +62,8 @@ def set_distances(predicted: EmbeddingSet, real: EmbeddingSet) -> dict[str, Inte
       is valid only for this N. This distance is omitted if either set has fewer than 2 D rows, where D is the embedding
       size, because the covariance of half the rows would be singular.
     - `energy_distance`: 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
-    - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / 2 s^2), where d is the distance between two
-      embeddings, and s is the median distance between embeddings of different real images (Gretton et al. 2012,
+    - `mmd`: squared maximum mean discrepancy with the kernel exp(-d^2 / (2 s^2)), where d is the distance between
+      two embeddings, and s is the median distance between embeddings of different real images (Gretton et al. 2012,
       JMLR 13).
 
     `energy_distance` and `mmd` use only pairs of rows with different images. Their estimates are therefore unbiased,
@@ -191,7 +191,7 @@ class _PairDistance:
     """Kernel sums and pair counts, `[16, 16]` each, for predicted-predicted, real-real and predicted-real pairs."""
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance between the two sets, computed only from the parts in the mask `chosen`, `[16]` bool."""
+        """Return the distance between the sets, using only the parts that the mask `chosen` (`[16]` bool) selects."""
         both = np.ix_(chosen, chosen)
         predicted, real, across = (sums[both].sum() / counts[both].sum() for sums, counts in self.terms)
         return float(predicted + real - 2 * across)
@@ -210,7 +210,7 @@ class _FrechetDistance:
         self._real = _Moments([part.embeds - centre for part in real])
 
     def __call__(self, chosen: np.ndarray) -> float:
-        """Return the distance between the two sets, computed only from the parts in the mask `chosen`, `[16]` bool."""
+        """Return the distance between the sets, using only the parts that the mask `chosen` (`[16]` bool) selects."""
         mean_a, covariance_a = self._predicted.mean_and_covariance(chosen)
         mean_b, covariance_b = self._real.mean_and_covariance(chosen)
         values, vectors = np.linalg.eigh(covariance_a)
@@ -221,7 +221,11 @@ class _FrechetDistance:
 
 
 class _Moments:
-    """Moments of each part of a set: row counts `[16]`, row sums `[16, D]` and sums of outer products `[16, D, D]`."""
+    """Moments of each of the 16 parts of a set, from which means and covariances are computed.
+
+    They are the row counts `[16]`, the sums of the rows `[16, D]` and the sums of their outer products `[16, D, D]`,
+    where D is the embedding size.
+    """
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._counts = np.array([len(part) for part in parts])
@@ -229,7 +233,10 @@ class _Moments:
         self._products = np.stack([part.T @ part for part in parts])
 
     def mean_and_covariance(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean `[D]` and covariance `[D, D]` of the rows in the parts that the mask `chosen` selects."""
+        """Return the mean `[D]` and covariance `[D, D]` of the rows in the parts that the mask `chosen` selects.
+
+        D is the embedding size.
+        """
         count = self._counts[chosen].sum()
         mean = self._totals[chosen].sum(axis=0) / count
         return mean, (self._products[chosen].sum(axis=0) - count * np.outer(mean, mean)) / (count - 1)

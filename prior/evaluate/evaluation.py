@@ -1,4 +1,4 @@
-"""Metrics of a whole evaluation. Workers score blocks of rows; the scores are then summarised for each predictor."""
+"""Computation of an evaluation's metrics. Workers score blocks of rows, and the scores are summarised per predictor."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class SplitScores:
                     yield ScoreTask(self._split, name, block, is_loss=is_loss)
 
     def add(self, scores: BlockScores) -> None:
-        """Add the scores or losses of a block of rows to the results for the predictor or weights in `scores.task`."""
+        """Add the scores or losses of a block to the results of the predictor or weights named in `scores.task`."""
         if scores.task.is_loss:
             self._losses[scores.task.name].add(scores)
         else:
@@ -262,9 +262,9 @@ def _distance_floor(training: EmbeddingSet, real: EmbeddingSet) -> dict[str, Int
 
 
 def _sampling(variant: Variant | None) -> dict[str, Any]:
-    """Return a variant's entries for `metrics.json`: `weights` (name of the weights) and `sample` (sampling settings).
+    """Return the `metrics.json` entries for a predictor's weights and sampling settings: `weights` and `sample`.
 
-    Return an empty dictionary if `variant` is None, as for baselines and given predictions.
+    Return an empty dictionary if `variant` is None, as it is for baselines and for predictions from a file.
     """
     return {} if variant is None else {"weights": variant.weights, "sample": variant.sample.model_dump(mode="json")}
 

@@ -18,7 +18,7 @@ SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% confidence intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Mean values of the pseudo-groups (artificial groups of rows) that `_share_interval` adds to the data.
+"""Mean value of each pseudo-group (artificial group of rows) that `_share_interval` adds to the data.
 
 `_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
@@ -42,13 +42,13 @@ class Interval:
 
 
 def energy_score(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the energy score E|X - y| - E|X - X'| / 2 of each row: `[B]`. Lower is better.
+    """Return the energy score E|X - y| - E|X - X'| / 2 of each of B rows: `[B]`. Lower is better.
 
     E|X - X'| is estimated as the mean over pairs of different draws. This estimate is unbiased (Gneiting and Raftery
     2007, JASA 102). For a single draw, the estimate is set to 0.
 
     Args:
-        draws: K predicted embeddings per row, from which X and X' are taken, `[B, K, D]`.
+        draws: K predicted embeddings per row, from which X and X' are taken, `[B, K, D]`. D is the embedding size.
         truth: true embeddings y, `[B, D]`.
     """
     error = np.linalg.norm(draws - truth[:, None], axis=-1).mean(axis=1)
@@ -81,17 +81,17 @@ def cosine(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def rank(predicted: np.ndarray, truth: np.ndarray, gallery: np.ndarray, gallery_index: np.ndarray) -> np.ndarray:
-    """Return the number of gallery images that are nearer to each prediction than its true image is: `[B]`.
+    """Return, for each of B predictions, the number of gallery images that are nearer to it than its true image: `[B]`.
 
-    The gallery is the set of images that recall searches for the true image. An image is nearer if its cosine
-    similarity to the prediction is higher by more than a rounding error. Copies of the true image are therefore not
-    counted. Each true image is compared with G - 1 gallery images. If the gallery contains the true image, these are
-    all other images; otherwise, the last gallery image is left out.
+    The gallery is the set of G images that are searched for the true image to compute recall. An image is nearer if its
+    cosine similarity to the prediction is higher by more than a rounding error. Copies of the true image are therefore
+    not counted. Each true image is compared with G - 1 gallery images. If the gallery contains the true image, these
+    are all other images; otherwise, the last gallery image is left out.
 
     Args:
-        predicted: predictions of norm 1, `[B, D]`.
-        truth: true images of norm 1, `[B, D]`.
-        gallery: gallery images of norm 1, `[G, D]`.
+        predicted: predictions of norm 1, `[B, D]`, where D is the embedding size.
+        truth: embeddings of the true images, of norm 1, `[B, D]`.
+        gallery: embeddings of the gallery images, of norm 1, `[G, D]`.
         gallery_index: index of the true image in the gallery, `[B]`; -1 if the gallery does not contain it.
     """
     true_cosine = np.einsum("bd,bd->b", predicted, truth)
@@ -106,7 +106,7 @@ def mean_intervals(
     """Return the mean of each metric over all rows, with its 95% confidence interval, keyed by metric name.
 
     Rows that share an image are not independent, so the bootstrap resamples whole groups (cluster bootstrap; Field and
-    Welsh 2007, J. R. Stat. Soc. B 69). All columns use the same resamples. The ends of an interval are percentiles of
+    Welsh 2007, J. R. Stat. Soc. B 69). All metrics use the same resamples. The ends of an interval are percentiles of
     the resampled means (Efron 1979, Ann. Statist. 7).
 
     Percentile intervals of the metrics in `SHARES` (proportions) are too narrow if the mean is near 0 or 1. For these
@@ -115,11 +115,11 @@ def mean_intervals(
     37).
 
     Args:
-        values: column of each metric, `[N]` with one value per row, keyed by metric name.
+        values: values of each metric, `[N]` with one value per row, keyed by metric name.
         groups: group id of each row, `[N]`; rows with the same group id share an image.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap.
-        are_differences: True if the columns are row-by-row differences between two evaluations.
+        are_differences: True if the values are row-by-row differences between two evaluations.
     """
     columns = np.stack(list(values.values()))  # (M, N)
     group_numbers = np.unique(groups, return_inverse=True)[1]

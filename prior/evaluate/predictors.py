@@ -91,18 +91,23 @@ class PriorPredictor:
 
 
 class GivenPredictions:
-    """Predictor that returns predictions made by another program: 1 or K embeddings for each row of the dataset."""
+    """Predictor that returns predictions made by another program: one or more embeddings per row of the dataset."""
 
     def __init__(self, predictions: np.ndarray) -> None:
         self._predictions = predictions if predictions.ndim == 3 else predictions[:, None]  # (N, K, D)
 
     def __call__(self, batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:
-        """Return the predictions for the rows `batch.rows` of the dataset, scaled to norm 1: `[B, K, D]`."""
+        """Return the predictions for the dataset rows with the indices `batch.rows`, scaled to norm 1: `[B, K, D]`.
+
+        B is the number of rows, K the number of predictions per row, and D the embedding size.
+        """
         return to_unit_norm(self._predictions[batch.rows].astype(np.float64))
 
 
 def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
     """Memory-map a local `.npy` file with predictions for all N rows of a dataset: `[N, D]` or `[N, K, D]`.
+
+    D is the embedding size. An array `[N, D]` has one prediction per row, and an array `[N, K, D]` has K.
 
     Raises:
         InputError: the file is missing or remote, does not contain an array, has a dtype that is not allowed for
@@ -129,7 +134,7 @@ def read_predictions(path: str, dataset: EmbeddingDataset) -> np.ndarray:
 
 
 def as_units(embeds: np.ndarray) -> np.ndarray:
-    """Convert stored embeddings `[B, D]` to float64, and scale them to norm 1.
+    """Convert B stored embeddings of size D, `[B, D]`, to float64, and scale them to norm 1.
 
     Scaling is needed because rounding has changed the norms of the stored embeddings slightly.
     """
@@ -138,7 +143,7 @@ def as_units(embeds: np.ndarray) -> np.ndarray:
 
 
 def to_unit_norm(values: np.ndarray) -> np.ndarray:
-    """Scale predictions `[..., D]` to norm 1.
+    """Scale predicted embeddings of size D, `[..., D]`, to norm 1.
 
     A vector that is zero or contains a non-finite value is replaced by NaN, so that scoring reports it as broken.
     """

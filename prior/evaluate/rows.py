@@ -34,13 +34,13 @@ class EvaluatedRows:
         self.groups = dataset.group_ids[self.rows]
         """Group id of each row, `[N]`; rows with the same group id share an image."""
         self.unrelated = _next_different(self.groups)
-        """Position in `rows`, for each row, of the row whose caption is used as its unrelated caption: `[N]`.
+        """For each row, the position in `rows` of the row that provides its unrelated caption: `[N]`.
 
         The two rows have different images, unless all evaluated rows share one image.
         """
         groups, firsts, group_numbers = np.unique(self.groups, return_index=True, return_inverse=True)
         self.gallery = np.sort(firsts)[: settings.gallery_size]
-        """Positions in `rows` of the gallery images (images searched for recall), `[G]`. Each image occurs once."""
+        """Positions in `rows` of the G gallery images (images searched for recall): `[G]`. Each image occurs once."""
         index_by_group = np.full(len(groups), -1)
         index_by_group[group_numbers[self.gallery]] = np.arange(len(self.gallery))
         self.gallery_index = index_by_group[group_numbers]

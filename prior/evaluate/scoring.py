@@ -85,7 +85,7 @@ class BlockScores:
     values: dict[str, np.ndarray]
     """Per-row values `[B]`, keyed by metric name or, for losses, by timestep bin."""
     first_draws: np.ndarray
-    """First prediction for each row that is used to compute distances, `[R, D]`; empty for losses.
+    """First predicted embedding of each of R rows, used to compute distances, `[R, D]`; empty for losses.
 
     D is the embedding size. R is the number of the block's rows that are among the split's first `distance_rows`
     evaluated rows.
@@ -104,8 +104,10 @@ class Scorer:
     Args:
         dataset: embeddings.
         settings: settings with `auto` values already resolved.
-        load_prior: function that takes the name of the weights and loads the prior; None if predictions are given.
-        given: predictions for all rows of the dataset, `[N, D]` or `[N, K, D]`; None if a prior is evaluated.
+        load_prior: function that takes the name of the weights and loads the prior; None if predictions from a file
+            are evaluated.
+        given: predictions for all N rows of the dataset, one or K embeddings of size D per row: `[N, D]` or
+            `[N, K, D]`; None if a prior is evaluated.
     """
 
     def __init__(
@@ -178,9 +180,9 @@ class Scorer:
         return self._priors[weights]
 
     def _token_states_used(self, predictor: str) -> int:
-        """Return the number of token states per caption that a predictor reads.
+        """Return the number of token states per caption that a predictor uses.
 
-        Token states are the text encoder's outputs for single tokens. Baselines and given predictions read none.
+        Token states are per-token outputs of the text encoder. Baselines and predictions from a file use none.
         """
         variant = self._variants.get(predictor)
         return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
@@ -229,7 +231,7 @@ def row_metrics(
 def timestep_losses(
     prior: Prior, batch: EmbeddingBatch, row_ids: np.ndarray, settings: EvaluateSettings
 ) -> dict[str, np.ndarray]:
-    """Return the loss of each of B rows at one random timestep per timestep bin: an array `[B]` for each bin name.
+    """Return the losses of B rows at one random timestep per timestep bin: arrays `[B]`, keyed by bin name.
 
     The timesteps are divided into `settings.loss_bins` bins of about equal width. A bin is named after its first and
     last timestep, such as `0-99`. If there are more bins than timesteps, empty bins are left out. Noise and timesteps

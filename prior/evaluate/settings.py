@@ -48,8 +48,8 @@ class EvaluateSettings(DeviceSettings):
     """Maximum number of rows to evaluate per split. From a larger split, a random subset that depends on `seed` is
     evaluated. The number of evaluated rows is printed."""
     gallery_size: int = Field(default=10_000, ge=2)
-    """Maximum number of images in the gallery, which recall searches for the true image. The gallery contains the
-    distinct images of the first evaluated rows."""
+    """Maximum number of images in the gallery (the images that are searched for the true image to compute recall). The
+    gallery contains the distinct images of the first evaluated rows."""
     distance_rows: int = Field(default=5_000, ge=48)
     """Maximum number of rows used for the distances between the distributions of predicted and real images. The
     distances depend on this number, so compare only evaluations that use the same number."""

@@ -43,7 +43,7 @@ TRAINING_ROWS_WARNINGS: dict[TrainingRows, str] = {
     "that it was trained on.",
     "unknown": "On which rows it was trained is not known: if these are among them, its scores are too good.",
 }
-"""Warnings to show with the scores if the prior may have been trained on evaluated rows, keyed by the relation."""
+"""Warnings to show with the scores if the prior may have been trained on evaluated rows, by `TrainingRows` value."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PriorSource:
     path: str
     """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
     config: str | None = None
-    """Configuration of a `.pth`, as for `load_prior`; None for other paths."""
+    """Path or URL of the JSON settings of a `.pth`, or name of built-in settings; None for other paths."""
     function_version: str | None = None
     """DALLE2-pytorch release whose network implementation a `.pth` needs, as for `load_prior`."""
 
@@ -154,7 +154,8 @@ class Subject:
     ) -> None:
         """Check before evaluation that the prior is intact, fits the embeddings and supports the sampling settings.
 
-        For predictions, do nothing, because `read_predictions` checks them.
+        If the subject is a file of predictions rather than a prior, this method does nothing, because
+        `read_predictions` checks the file.
 
         Args:
             dataset: embeddings to evaluate on.

@@ -86,7 +86,7 @@ class DiffusionConfig(Settings):
     sample_timesteps: int | None = None
     """Default number of sampling steps in DALLE2-pytorch. Ignored, because it is not part of a priorkit prior."""
     cond_drop_prob: float = Field(default=0.0, ge=0, le=1)
-    """Default for `text_cond_drop_prob` and `image_cond_drop_prob`, used for each of them that is null."""
+    """Value used for `text_cond_drop_prob` if it is null, and for `image_cond_drop_prob` if it is null."""
     text_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)
     """Probability of dropping the text during training; null means `cond_drop_prob`."""
     image_cond_drop_prob: float | None = Field(default=None, ge=0, le=1)

@@ -134,8 +134,8 @@ def is_pth(path: str, **options: Any) -> bool:
 
     Args:
         path: prior folder, DALLE2-pytorch checkpoint (`.pth` or `.pt`), or `.npy` file with predictions.
-        options: arguments of `load_prior` that apply only to a checkpoint. They must include `config`. An argument that
-            the user did not give is None.
+        options: arguments of `load_prior` that apply only to a checkpoint, including `config`; None means that the user
+            did not set the argument.
 
     Raises:
         SettingsError: `config` is None for a checkpoint, an option is not None for any other path, or `path` is an

@@ -32,9 +32,9 @@ _INERT = (
     "numpy.core.multiarray.scalar",
     "numpy.dtype",
 )
-"""Qualified names of the classes and functions that a pickled checkpoint may refer to.
+"""Qualified names of the classes and functions that `StandIn` replaces when a checkpoint is read.
 
-When the checkpoint is read, `StandIn` takes the place of each of them, so none of them is imported or called.
+A checkpoint may refer to them, but none of them is imported or called.
 """
 
 
