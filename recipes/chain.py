@@ -127,7 +127,7 @@ def stages_until(last: StageName) -> tuple[StageName, ...]:
 
 
 def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
-    """Return the plan of one stage, which describes its remaining work, without running the stage.
+    """Plan one stage without running it. The plan describes the work that remains to be done.
 
     Args:
         stage: name of the stage.

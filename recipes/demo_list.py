@@ -29,9 +29,9 @@ from .recipe import DEMO_URLS, Recipe
 def demo_images(recipe: Recipe, progress: ProgressFactory, *, limit: int | None, overwrite: bool) -> Iterator[None]:
     """Context manager that writes the demo's images and URL list, and serves the images until the `with` block ends.
 
-    If the recipe does not use the demo's URL list, do nothing. Otherwise, the images and the list are written next to
-    the folder of image shards. Existing images are kept. If the download is already complete, the server is not
-    started.
+    If the recipe does not use the demo's URL list, this context manager does nothing. Otherwise, it writes the images
+    and the list next to the folder of image shards. Existing images are kept. If the download is already complete, the
+    server is not started.
 
     Raises:
         PriorkitError: the port is already in use, or the demo's packages are not installed.

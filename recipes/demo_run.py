@@ -1,4 +1,4 @@
-"""Functions that run the `demo` recipe in one folder and draw a picture of the images nearest to a few captions."""
+"""Functions that run the `demo` recipe in one folder, and draw a figure of captions and their nearest images."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .chain import StopRequests, run
 from .recipe import DEMO_URLS, Recipe, load_recipe
 
 PICTURE_NAME = "nearest.png"
-"""File name of the picture that `draw_picture` writes."""
+"""File name of the figure that `draw_picture` writes."""
 
 _CAPTIONS_SHOWN = 8
-"""Number of captions in the picture."""
+"""Number of captions in the figure."""
 _IMAGES_SHOWN = 4
-"""Number of nearest images shown for each caption."""
+"""Number of images that the figure shows for each text embedding, and for each prediction."""
 
 
 class DemoResult(NamedTuple):
-    """Result of a demo run: the recipe, the result of each stage, and the path of the picture."""
+    """Result of a demo run: the recipe, the result of each stage, and the path of the figure."""
 
     recipe: Recipe
     results: list[StageResult]
@@ -31,7 +31,7 @@ class DemoResult(NamedTuple):
 def run_demo(
     folder: Path, port: int | None, overrides: list[str], progress: ProgressFactory, stop_requests: StopRequests
 ) -> DemoResult:
-    """Run the `demo` recipe, then draw a picture of the images nearest to a few captions; see `draw_picture`.
+    """Run the `demo` recipe, then draw a figure of a few captions and their nearest images; see `draw_picture`.
 
     The recipe downloads its images from a local server.
 
@@ -68,18 +68,18 @@ def demo_recipe(folder: Path, port: int | None, overrides: list[str]) -> Recipe:
 
 
 def draw_picture(recipe: Recipe, folder: Path, stale: bool) -> Path:
-    """Draw a picture that shows a few captions, each with the images nearest to it.
+    """Draw a figure of a few captions and their nearest images, and write it to `nearest.png`.
 
-    The captions come from evaluated rows. For each caption, the picture shows the images nearest to its text embedding
-    and those nearest to the prior's prediction.
+    The captions come from evaluated rows. For each caption, the figure shows the images whose embeddings are nearest to
+    the caption's text embedding, and those nearest to the prior's prediction.
 
     Args:
         recipe: recipe of the demo. All of its stages must have run.
-        folder: folder for the picture.
-        stale: True to replace an existing picture; False to keep it.
+        folder: folder for the figure.
+        stale: True to replace an existing figure; False to keep it.
 
     Returns:
-        Path of the picture.
+        Path of the figure.
     """
     path = folder / PICTURE_NAME
     if path.exists() and not stale:

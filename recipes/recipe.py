@@ -43,7 +43,7 @@ class Recipe(PipelineSettings):
 
     @property
     def url_list(self) -> str:
-        """Location of the URL list: the value of `urls`, or `urls.parquet` next to the image folder for the demo.
+        """Location of the URL list: the value of `urls`, or, for the demo, `urls.parquet` next to the image folder.
 
         Raises:
             SettingsError: the recipe uses the demo's URL list, but `folders.images` is not a local folder.

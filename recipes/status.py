@@ -23,8 +23,9 @@ class StageState:
     state: str
     """Text for display: `not started`, `up to date`, the amount of remaining work, or an error message.
 
-    If the folder was not compared with a recipe, `there` means that it contains complete shards, and `unfinished` means
-    that it contains a manifest but no complete shard.
+    If the folder was not compared with a recipe, `there` means that it contains at least one complete shard, and
+    `unfinished` means that it contains a manifest but no complete shard. A finished prior or evaluation counts as a
+    complete shard.
     """
 
     def to_json(self) -> dict[str, Any]:

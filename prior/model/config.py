@@ -39,9 +39,9 @@ class PriorConfig(Settings):
     embed_dim: int = Field(ge=1)
     """Size of image embeddings."""
     text_dim: int | None = Field(default=None, ge=1)
-    """Size of the text embeddings from a separate text encoder; null if the size equals `embed_dim`."""
+    """Size of text embeddings; null if they have the same size as image embeddings (`embed_dim`)."""
     token_width: int | None = Field(ge=1)
-    """Width of token states; null if the prior uses no token states."""
+    """Width of token states (per-token text-encoder outputs); null if the prior uses no token states."""
     network: NetworkSettings
     """Network settings."""
     diffusion: DiffusionSettings

@@ -18,7 +18,7 @@ TENSOR_NAME = "image_embed"
 
 
 def check_output(path: Path) -> None:
-    """Check that embeddings can be exported to a path. Whether the file can be written is not checked.
+    """Check that a path is valid for an exported file of embeddings. Write permission is not checked.
 
     Raises:
         SettingsError: the path is not local, does not end in `.npy` or `.safetensors`, or is an existing folder.
@@ -33,10 +33,11 @@ def check_output(path: Path) -> None:
 
 @contextlib.contextmanager
 def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Context manager that creates a `.npy` or `.safetensors` file for a float32 array `[rows, D]`, written in batches.
+    """Context manager that writes embeddings to a `.npy` or `.safetensors` file, batch by batch.
 
-    It yields a function that appends a batch of embeddings `[B, D]`. Append exactly `rows` embeddings in total. The
-    file is moved to `path` at the end of the `with` block. If an exception is raised, no file is created or replaced.
+    The file contains one float32 array `[rows, embed_dim]`. The context manager yields a function that appends a batch
+    `[B, embed_dim]` of B embeddings. Append exactly `rows` embeddings in total. The file is moved to `path` at the end
+    of the `with` block. If an exception is raised, no file is created or replaced.
 
     Raises:
         SettingsError: the path is not a local path that ends in `.npy` or `.safetensors`, or is a folder.

@@ -27,7 +27,7 @@ from .text_encoder import find_text_encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
 SAMPLE_BATCH = 64
-"""Maximum number of captions per sampling batch. It limits memory use, however many captions there are."""
+"""Maximum number of captions per sampling batch, so that memory use does not grow with the number of captions."""
 
 
 class Prior:
@@ -121,8 +121,8 @@ class Prior:
     ) -> torch.Tensor:
         """Sample one image embedding for each of B captions.
 
-        The noise for a caption depends only on `seed`, `num_candidates` and the caption's number. A list of captions
-        can therefore be split over several calls without changing the result; see `first`.
+        By default, the noise for a caption depends only on `seed`, `num_candidates` and the caption's index. A list of
+        captions can therefore be split over several calls without changing the result; see `first`.
 
         Args:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.
@@ -131,14 +131,16 @@ class Prior:
                 padded with rows of zeros. Required with `text_embed` if the prior uses token states.
             num_candidates: number of embeddings to draw per caption. The one with the highest cosine similarity to the
                 text is returned, or the first one if text and image embeddings have different sizes.
-            guidance_scale: 1 uses the text as in training; larger values amplify its effect.
-            guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also changes the norm of the samples.
-            steps: number of network evaluations per draw. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
-                `dalle2-ddim` makes one evaluation fewer.
+            guidance_scale: scale of classifier-free guidance. 1 applies no guidance, larger values amplify the effect
+                of the text, and 0 ignores the text.
+            guidance: kind of guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also changes the norm of
+                the samples.
+            steps: number of network evaluations per sampled embedding. For priors that reproduce DALLE2-pytorch 1.10.3
+                or later, `dalle2-ddim` makes one evaluation fewer.
             sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
             seed: noise seed.
-            first: number of the first caption in this call, counted from 0. If captions are sampled in several calls,
-                pass the number of captions that earlier calls sampled.
+            first: index of this call's first caption in the whole list, counted from 0. If captions are sampled in
+                several calls, pass the number of captions that earlier calls sampled.
             generator: random generator that supplies the noise. If given, `seed` is ignored.
             noise: tensors `[B * num_candidates, D]` to use instead of random noise, where D is the size of image
                 embeddings. The rows for the candidates of a caption must be adjacent. The first tensor is the initial
@@ -183,11 +185,11 @@ class Prior:
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
-        """Yield the noise tensors `[texts * draws, D]` that `sample` uses by default.
+        """Yield the noise tensors `[texts * draws, D]` that `sample` uses by default (D is the embedding size).
 
         Args:
             seed: noise seed.
-            first: number of the first caption, as for `sample`.
+            first: index of the first caption, as for `sample`.
             texts: number of captions.
             draws: number of candidates per caption.
         """
@@ -340,12 +342,12 @@ def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | 
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:
-    """Select the sampled embedding with the highest cosine similarity to the text, for each text.
+    """Select the best of K sampled embeddings for each text: the one with the highest cosine similarity to the text.
 
-    If text and image embeddings have different sizes, select the first one.
+    If text and image embeddings have different sizes, select the first sampled embedding.
 
     Args:
-        draws: K sampled embeddings for each of B texts, `[B, K, D]`.
+        draws: K sampled embeddings of size D for each of B texts, `[B, K, D]`.
         text_embed: text embeddings, one per text.
 
     Returns:

@@ -25,7 +25,7 @@ class Sampled:
     """Summary of the embeddings that `sample_to_file` wrote, and their similarity to the texts."""
 
     shape: tuple[int, int]
-    """Shape of the file's array, `[rows, D]`."""
+    """Shape of the array in the file: number of rows and embedding size."""
     mean_cosine_to_text: float | None = None
     """Mean cosine similarity between samples and their texts.
 
@@ -59,9 +59,10 @@ def _nothing_written(output: Path) -> Iterator[None]:
 def sample_to_file(
     prior: Prior, texts: Texts, output: Path, *, progress: ProgressCallback = no_progress, **settings: Any
 ) -> Sampled:
-    """Sample one image embedding per text, and write the embeddings in the same order to a float32 file `[rows, D]`.
+    """Sample one image embedding per text, and write the embeddings to a file in the order of the texts.
 
-    Texts are processed in batches, so memory use does not grow with their number.
+    The file contains one float32 array with a row per text. Texts are processed in batches, so memory use does not grow
+    with their number.
 
     Args:
         prior: prior to sample from.

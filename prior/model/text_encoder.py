@@ -28,8 +28,8 @@ def find_text_encoder(
     Args:
         location: settings for loading the CLIP model, from `clip_location`.
         identity: values that identify the expected model, such as a hash of its weights. If empty, nothing is checked.
-        made: end of the error message "the CLIP ... here has other weights than the one ...", for example "this prior
-            was trained with".
+        made: description of the expected model. It completes the error message "the CLIP ... here has other weights
+            than the one ...", for example with "this prior was trained with".
         device: settings for the device and the number of threads.
 
     Raises:

@@ -28,9 +28,12 @@ class TextBatch(NamedTuple):
     If the texts come from embedding shards, the list is empty in all batches except the first.
     """
     text_embed: torch.Tensor
-    """Text embeddings `[B, D]`."""
+    """Text embeddings `[B, D]`: one vector of size D for each of B texts."""
     token_states: torch.Tensor | None
-    """Token states `[B, T, W]`, padded with zeros; None if the prior uses no token states."""
+    """Token states (per-token text-encoder outputs) `[B, T, W]`: T states of width W per text, padded with zeros.
+
+    None if the prior uses no token states.
+    """
 
 
 class Texts(Protocol):
@@ -50,7 +53,7 @@ class Texts(Protocol):
         """Yield all texts in order, encoded for a prior, in batches of at most `size` texts.
 
         Args:
-            prior: prior that the texts are inputs for. Its CLIP model encodes captions.
+            prior: prior to encode the texts for. Captions are encoded with its CLIP model.
             size: maximum number of texts per batch.
         """
 

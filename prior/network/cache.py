@@ -2,7 +2,7 @@
 
 The cache is shared by all sampling steps, and by all draws (noisy image embeddings) of a text.
 
-Dimensions: B texts or rows, K draws per row, P positions, A head width.
+Dimensions: B rows (texts, or draws after `KeysValues.repeat_for`), K draws per text, P positions, A head width.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class KeysValues(NamedTuple):
     def repeat_for(self, draws: DrawnTexts) -> KeysValues:
         """Return the keys and values of the text that each draw uses, with one row per draw.
 
-        A draw is one noisy image embedding, and its tokens attend to the tokens of its text. A batch has B rows with K
-        draws each, and `draws` says which text each draw uses. The keys and values of `self` have the shape
-        `[texts, P, A]`, with one row per encoded text (P positions, head width A). Those of the result have the shape
-        `[B * K, P, A]`.
+        A draw is one noisy image embedding, whose tokens attend to the tokens of one text. `self` has one row per
+        encoded text, `[texts, P, A]` (P positions, head width A). The result has one row per draw, `[N, P, A]`
+        (N draws in total).
+
+        Args:
+            draws: mapping from each draw to the text that it uses.
         """
         return KeysValues(_repeat(self.keys, draws), _repeat(self.values, draws))
 

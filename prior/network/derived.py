@@ -55,7 +55,7 @@ class Derived(Generic[T]):
 def _version(weight: torch.Tensor) -> tuple[int, int]:
     """Return the memory address of a weight and the value of its torch version counter.
 
-    The value is 0 for inference tensors, because they have no version counter.
+    Inference tensors have no version counter; for them, the second number is 0.
     """
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 

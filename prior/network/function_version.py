@@ -79,11 +79,11 @@ class FunctionVersion:
 
     @property
     def self_cond_before_query(self) -> bool:
-        """True if, with self-conditioning, the last two tokens are the self-conditioning token and the query.
+        """True if a token sequence with a self-conditioning token ends with this token, followed by the query token.
 
-        The prediction is then read at the query. False for releases before 1.12.1, which use no query if
-        self-conditioning is enabled. Their token sequence then ends with a second copy of the image tokens, followed by
-        the self-conditioning token, at which the prediction is read.
+        The prediction is computed from the network's output at the last token, which is the query. False for releases
+        before 1.12.1, which use no query token together with a self-conditioning token. Their sequence ends with a
+        second copy of the image tokens, followed by the self-conditioning token.
         """
         return self.release >= (1, 12, 1)
 

@@ -58,19 +58,19 @@ class DrawnTexts:
     """Number of rows that have their own prefix (encoded text). All other rows share one prefix."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
-        """Return the prefix index of each draw, `[B * K]` int64."""
+        """Return the prefix index of each draw as an int64 tensor `[B * K]`, for K draws in each of B rows."""
         return torch.arange(self.rows, device=device).clamp(max=self.texts).repeat_interleave(self.draws)
 
 
 P = TypeVar("P")
-"""Type variable for a class that implements `Prefix`: its methods return instances of the class itself."""
+"""Type variable for an implementation of `Prefix`, whose methods return objects of the same type."""
 
 
 class Prefix(Protocol):
     """Encoded texts, for example a cache of attention keys and values.
 
-    `Network.prefix` returns the encoded texts, and `Network.suffix` predicts from them. The same encoded texts serve
-    all sampling steps, and all draws (noisy image embeddings) of a text.
+    `Network.prefix` encodes texts, and `Network.suffix` predicts from the encoded texts. Each text is encoded once. The
+    result is reused for every sampling step and for all draws (noisy image embeddings) of the text.
     """
 
     @property

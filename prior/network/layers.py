@@ -1,10 +1,11 @@
-"""Layers of the prior network, and functions that run them: without a cache for training, with one for sampling.
+"""Layers of the prior network, and functions that run them.
 
-A draw is one noisy image embedding of a text.
+For sampling, the keys and values of each text are cached. Training uses no cache. A draw is one noisy image embedding
+of a text.
 
-Dimensions: B texts, L tokens per text (all draws of the text concatenated), P cached positions, C stream width (width
-of the token stream), H heads, A head width, M tokens in a training step. In training, each draw has its own row, so L
-is the number of tokens per draw.
+Dimensions: B rows, L tokens per row, P cached positions, C stream width (width of the token stream), H heads, A head
+width, M tokens in a training step. In sampling, a row is a text with all of its draws concatenated. In training, each
+text and each draw has its own row.
 """
 
 from __future__ import annotations
@@ -232,8 +233,13 @@ class Attention(nn.Module):
 
         B is the number of rows, L the number of tokens per row, H the number of heads, and A the head width. The
         queries of all tokens and heads of a row are treated as L * H queries of a single head. Keys and values
-        therefore need not be repeated for each head or draw. `bias` is added to the attention logits, and masks
-        positions that a query must not attend to.
+        therefore need not be repeated for each head. In sampling, a row contains all draws (noisy image embeddings)
+        of a text, so keys and values need not be repeated for each draw either.
+
+        Args:
+            query: queries `[B, L, H, A]`.
+            known: keys and values of all positions that the queries can attend to.
+            bias: bias added to the attention logits. It is -inf where a query must not attend to a position.
 
         Returns:
             The attention output, `[B, L, H * A]`.
@@ -295,7 +301,7 @@ def _train_layer(
 
 
 def run_cached(stream: torch.Tensor, positions: Positions, cache: PrefixCache, layers: Sequence[Layer]) -> torch.Tensor:
-    """Run all layers on the tokens that follow B encoded texts, with the keys and values of the texts from a cache.
+    """Run all layers on the tokens that follow B encoded texts, using the cached keys and values of these texts.
 
     Args:
         stream: tokens `[B, L, C]`: L tokens that follow each text, stream width C.

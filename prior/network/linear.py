@@ -21,8 +21,8 @@ For inputs of 1 to 1,028 rows, 64 gave faster matrix products than 1 or 12 did.
 class _Product(torch.autograd.Function):
     """Matrix product `x W^T` of inputs `[N, in]` and a weight, computed by oneDNN in float32 on the CPU.
 
-    The gradients are also computed by oneDNN. Torch's default product uses MKL. Compared with it, this one takes 0.85
-    times as long for 1,000 rows, and half as long for 100 rows.
+    The gradients are also computed by oneDNN. For N = 1,000 rows, this product takes 0.85 times as long as torch's
+    default product, which uses MKL. For 100 rows, it takes half as long.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """DALLE2-pytorch's prior network: a causal transformer over `[token states, pooled text, time, noisy image, query]`.
 
 The network computes the same function as `DiffusionPriorNetwork` in each supported DALLE2-pytorch release (see
-`function_version.py`). In addition, the widths of the token stream, token states and text embeddings may differ from
-the size of image embeddings.
+`function_version.py`). Unlike in DALLE2-pytorch, the widths of the token stream, token states (per-token text-encoder
+outputs) and text embeddings can differ from the size of image embeddings.
 
 The prediction is read at the last token. The text comes first and never attends to the timestep or the noisy image.
 `prefix` can therefore cache the text's keys and values, and `suffix` can predict from the cache. A sampler calls
@@ -32,8 +32,9 @@ class PriorNetwork(Network):
 
     Args:
         embed_dim: size of image embeddings, D.
-        text_dim: size of pooled text embeddings. None means D.
-        token_width: width of token states, W. None if the network takes no token states.
+        text_dim: size of pooled text embeddings; None for D.
+        token_width: width of token states (per-token text-encoder outputs), W; None if the network takes no token
+            states.
         width: width of the token stream, C. In DALLE2-pytorch, C equals D.
         depth: number of layers.
         heads: number of attention heads.
@@ -41,9 +42,9 @@ class PriorNetwork(Network):
         ff_mult: inner width of the feed-forward layers, as a multiple of C.
         attn_dropout: dropout rate of attention weights.
         ff_dropout: dropout rate inside the feed-forward layers.
-        max_text_len: number of token states, T. Learned vectors replace missing token states. 0 uses no token states.
-        num_timesteps: number of learned timestep embeddings. None computes timestep embeddings from sinusoids
-            with a small MLP.
+        max_text_len: number of token states per text, T; 0 for none. Learned vectors replace missing token states.
+        num_timesteps: number of learned timestep embeddings. If None, a small MLP computes timestep embeddings from
+            sinusoids.
         num_time_embeds: number of tokens that represent the timestep.
         num_image_embeds: number of tokens that represent the noisy image embedding.
         num_text_embeds: number of tokens that represent the pooled text embedding.
@@ -213,7 +214,7 @@ class PriorNetwork(Network):
         return self._cached_padding.get(weights, lambda: self._fill_cache(self.null_token_states[None], None))
 
     def _fill_cache(self, tokens: torch.Tensor, before: PrefixCache | None) -> PrefixCache:
-        """Run the layers on new tokens, and return a cache that holds the positions of `before` and the new tokens.
+        """Run the layers on new tokens, and return a cache of the positions in `before`, followed by the new tokens.
 
         Args:
             tokens: new tokens `[B, L, C]`: L tokens for each of B texts, stream width C.
@@ -271,8 +272,8 @@ class PriorNetwork(Network):
         The tokens have the shape `[texts, L, C]`: L tokens per text, with all draws (noisy image embeddings) of the
         text concatenated, and stream width C. The lengths are:
 
-        - the number of tokens that all draws of a text share: the timestep tokens if the draws have the same timestep,
-          otherwise 0
+        - the number of tokens that all draws of a text share. If the draws have the same timestep, these are the
+          timestep tokens; otherwise, the number is 0
         - the number of draws per text
         - the number of other tokens per draw
         """
@@ -323,13 +324,12 @@ class PriorNetwork(Network):
         which `drop_text` is true.
 
         Args:
-            token_states: `[B, T', W]` (T' states per text, each of width W). A row of zeros is a missing state. States
-                after the first T (`max_text_len`) are ignored. If T' is below T, the last T - T'
-                states are missing.
+            token_states: `[B, T', W]`: T' states of width W per text. A row of zeros marks a missing state. Only the
+                first T states (`max_text_len`) are used. If T' is less than T, the last T - T' states are missing.
             drop_text: `[B]` bool, or None to drop no text.
 
         Returns:
-            The tokens, `[B, T, C]` (stream width C).
+            The tokens, `[B, T, C]`: T tokens of width C (the stream width) per text.
         """
         states = token_states[:, : self.max_text_len]
         states = F.pad(states, (0, 0, 0, self.max_text_len - states.shape[1]))

@@ -33,8 +33,8 @@ class Positions(NamedTuple):
     rotation: torch.Tensor | None
     """Rotary embedding: complex numbers of absolute value 1; None if the network uses no rotary embedding.
 
-    In each query and key, `rotated` coordinates are grouped into pairs. Each pair is treated as a complex number and
-    multiplied by one of these values. The shape is `[L, 1, rotated / 2]` for L tokens.
+    The shape is `[L, 1, R / 2]` for L tokens and R rotated coordinates per query or key. The coordinates are grouped
+    into pairs. Each pair is treated as a complex number and multiplied by one of these values.
     """
 
 
@@ -79,9 +79,9 @@ class PositionEncoding(nn.Module):
         """Return the attention bias for each pair of a query and a key, without the causal mask.
 
         Args:
-            places: positions of the L query tokens, `[L]`. The first token has position 0.
-            keys: positions of the keys, `[P + L]`: P cached positions, then the L tokens. The null position is 0, so
-                the first token has position 1.
+            places: positions of the L query tokens, `[L]`, counted from 0 at the first token of the sequence.
+            keys: positions of the keys, `[P + L]`: P cached positions, then the L tokens. They are counted from 0 at
+                the null position, so a token's position as a key is one higher than its position as a query.
 
         Returns:
             The bias, `[L, P + L, H]`, with one value per head (H heads).

@@ -10,7 +10,7 @@ from .function_version import LATEST_FUNCTION, FunctionVersion
 
 
 class NetworkSettings(Settings):
-    """Settings for the size and structure of the prior network. The names are the same as in DALLE2-pytorch."""
+    """Settings for the size and structure of the prior network. They have the same names as in DALLE2-pytorch."""
 
     width: int = Field(default=512, ge=8)
     """Width of the token stream. It can differ from the embedding size unless `final_proj` is false."""

@@ -1,6 +1,6 @@
 """Input tokens of the prior network, computed from embeddings and timesteps.
 
-Dimensions: B or N rows, C stream width (width of a token).
+Dimensions: B embeddings, N timesteps, C stream width (width of a token).
 """
 
 from __future__ import annotations

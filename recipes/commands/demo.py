@@ -22,7 +22,7 @@ def demo(
 ) -> None:
     """Run all stages offline on about 3,950 emoji, from a URL list to an evaluated prior.
 
-    Then draw a picture of the images nearest to a few captions.
+    Then save a figure that shows a few captions and the images nearest to each of them.
 
     Example: priorkit demo --folder /tmp/demo
     """

@@ -44,7 +44,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 def require_sound(metrics: dict[str, Any]) -> None:
     """Check that the evaluated predictions are not broken.
 
-    Commands call this function last, so that they exit with an error status if the predictions are broken.
+    Commands call this function after printing the metrics. If the predictions are broken, the command still shows the
+    metrics, then exits with an error status.
 
     Raises:
         InputError: the predictions are broken: not finite, or the same for every caption. The message names the split

@@ -261,7 +261,8 @@ def augmented(variants: NDArray[np.uint8], rows: NDArray[np.int64], random: np.r
     Args:
         variants: V distorted pictures of each of N pairs, with sides of S pixels: (V, N, S, S, 3).
         rows: row numbers of the B pairs in the batch, (B,).
-        random: random number generator for the choice of variants and the shifts.
+        random: random number generator for the choice of variants and the shifts. The noise comes from torch's global
+            generator.
 
     Returns:
         (B, 3, S, S) normalised pixels.
