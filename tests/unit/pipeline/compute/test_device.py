@@ -8,7 +8,7 @@ import torch
 from priorkit.pipeline.compute import device as module
 from priorkit.pipeline.compute.cluster import Gpus
 from priorkit.pipeline.compute.cores import available_cores
-from priorkit.pipeline.compute.device import describe_device, require_device, resolve, with_gpus
+from priorkit.pipeline.compute.device import choose_device, describe_device, require_device, resolve, with_gpus
 from priorkit.pipeline.compute.settings import ComputeSettings, DeviceSettings
 from priorkit.pipeline.errors import PriorkitError, SettingsError
 
@@ -80,6 +80,23 @@ def test_the_summary_names_the_device(gpus: list[Gpus]) -> None:
         describe_device(AUTO, DeviceSettings(device="cpu", threads=1), RAY)
         == "cpu, 1 thread; torch can use none of the Ray cluster's 3 GPUs"
     )
+
+
+@pytest.mark.parametrize(("has_gpu", "automatic"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_the_gpu_if_torch_can_use_one(monkeypatch: pytest.MonkeyPatch, has_gpu: bool, automatic: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert choose_device("auto", "train.device") == automatic
+    assert choose_device("cpu", "train.device") == "cpu"
+
+
+def test_a_gpu_is_chosen_only_where_torch_can_use_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("cuda", "train.device") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match=r"^train\.device=cuda, but torch sees no GPU here; use cpu or auto$"):
+        choose_device("cuda", "train.device")
+    with pytest.raises(SettingsError, match=r"^train\.device=tpu: known are auto, cpu and cuda$"):
+        choose_device("tpu", "train.device")
 
 
 def test_a_worker_without_the_chosen_gpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
