@@ -376,32 +376,37 @@ def test_seeded_noise_is_standard_normal() -> None:
     assert torch.corrcoef(noise.T).fill_diagonal_(0).abs().max() < 0.03
 
 
-def test_dalle2_ddim_derives_its_noise_as_its_release_did() -> None:
-    """The noise comes from the clamped x0, before 1.10.5 from the unclamped one."""
+@pytest.mark.parametrize(
+    ("prediction", "release", "basis", "sign"),
+    [
+        ("x0", "1.15.6", 0.5, 1),
+        ("x0", "1.10.4", 2.0, 1),
+        ("x0", "0.25.1", 2.0, -1),
+        ("eps", "1.15.6", 0.5, 1),
+        ("eps", "1.12.2", 2.0, 1),
+        ("eps", "0.25.1", 2.0, 1),  # the network's own noise, which has no wrong sign
+    ],
+)
+def test_dalle2_ddim_derives_its_noise_as_its_release_did(
+    prediction: str, release: str, basis: float, sign: int
+) -> None:
+    """The noise comes from the clamped x0 (0.5), or from the unclamped one (2.0) in earlier releases."""
     schedule = noise_schedule("cosine", 100)
+    found: list[torch.Tensor] = []
 
-    def estimate(x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
+    def recorded(x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
+        found.append(x_t)
         return Estimate(torch.full_like(x_t, 0.5), torch.full_like(x_t, 2.0))
 
-    def eps_after_one_step(release: str) -> torch.Tensor:
-        function = FunctionVersion.parse(release)
-        found: list[torch.Tensor] = []
-
-        def recorded(x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
-            found.append(x_t)
-            return estimate(x_t, timesteps)
-
-        noise = iter([torch.ones(1, 2), *[torch.zeros(1, 2)] * 3])
-        find_sampler("dalle2-ddim", function, "x0")(recorded, schedule, noise, [60, 30])
-        return found[1]
+    noise = iter([torch.ones(1, 2), *[torch.zeros(1, 2)] * 3])
+    find_sampler("dalle2-ddim", FunctionVersion.parse(release), prediction)(recorded, schedule, noise, [60, 30])
 
     # shares of one timestep earlier, eta 1 (Song et al., eq. 16), and this step's noise is zero
     share, after = schedule.alpha_bar[59].item(), schedule.alpha_bar[29].item()
     variance = (1 - after) / (1 - share) * (1 - share / after)
     signal, sigma = schedule.alpha_bar[60].sqrt().item(), (1 - schedule.alpha_bar[60]).sqrt().item()
-    for release, basis in (("1.15.6", 0.5), ("1.10.4", 2.0)):
-        expected = math.sqrt(after) * 0.5 + math.sqrt(1 - after - variance) * (1 - signal * basis) / sigma
-        torch.testing.assert_close(eps_after_one_step(release), torch.full((1, 2), expected), rtol=1e-5, atol=1e-5)
+    expected = math.sqrt(after) * 0.5 + sign * math.sqrt(1 - after - variance) * (1 - signal * basis) / sigma
+    torch.testing.assert_close(found[1], torch.full((1, 2), expected), rtol=1e-5, atol=1e-5)
 
 
 def test_before_1_10_3_dalle2_ddim_ends_at_a_timestep_without_noise() -> None:
