@@ -7,6 +7,9 @@ INSTALLED := $(VENV)/installed
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/installed
 
+# Tests start hundreds of processes, which would each compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check test-marked test-marked-ray test-marked-rest test-pythons peers test-peers bench docs clean
 
 # Run the whole chain offline, from a list of URLs to an evaluated prior.
