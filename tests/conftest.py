@@ -247,16 +247,21 @@ def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> SharedFolders:
     return SharedFolders(tmp_path_factory.mktemp("shared"))
 
 
+def asks_for_the_list(request: pytest.FixtureRequest) -> bool:
+    """Return True if a test uses the list or its server, which its folders must then be made from."""
+    return bool({"url_list", "image_server"} & set(request.fixturenames))
+
+
 @pytest.fixture
 def images_folder(
     request: pytest.FixtureRequest, shared_folders: SharedFolders, download_settings: DownloadSettings, tmp_path: Path
 ) -> Path:
-    """What `download` makes of `url_list`: 4 shards, 63 rows, 60 images.
+    """Folder that `download` made from `url_list`, with 4 shards, 63 rows and 60 images.
 
-    A copy of a shared folder, unless the test asks for the list or its server, which the folder must then be made from.
+    It is a copy of a shared folder, unless the test asks for the list.
     """
     folder = tmp_path / "images"
-    if {"url_list", "image_server"} & set(request.fixturenames):
+    if asks_for_the_list(request):
         download(str(request.getfixturevalue("url_list").path), str(folder), download_settings)
     else:
         shutil.copytree(shared_folders.images(download_settings), folder)
@@ -268,9 +273,9 @@ def embeddings_folder(
     request: pytest.FixtureRequest, shared_folders: SharedFolders, images_folder: Path,
     download_settings: DownloadSettings, embed_settings: EmbedSettings, tmp_path: Path,
 ) -> Path:  # fmt: skip
-    """What `embed` makes of `images_folder`: 4 shards, 60 rows. A copy of a shared folder, as `images_folder` is."""
+    """Folder that `embed` made from `images_folder`, with 4 shards and 60 rows; see there for copies."""
     folder = tmp_path / "embeddings"
-    if {"url_list", "image_server"} & set(request.fixturenames):
+    if asks_for_the_list(request):
         embed(str(images_folder), str(folder), embed_settings)
     else:
         shutil.copytree(shared_folders.embeddings(download_settings, embed_settings), folder)

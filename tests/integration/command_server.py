@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from typing import IO
 
 _START_SECONDS = 240
 """Seconds to wait until the server listens or a command is forked, on a machine that is busy with other work."""
+_NUMBER = struct.Struct("=q")
+"""Format of the numbers that the processes exchange."""
 _PR_SET_CHILD_SUBREAPER = 36
 """Option of Linux's prctl."""
 
@@ -35,7 +38,6 @@ class Command:
 
     def __init__(self, connection: socket.socket, output: IO[bytes], errors: IO[bytes]) -> None:
         self._connection, self._files = connection, (output, errors)
-        self._answers = connection.makefile("r")
         self.pid = self._answer(_START_SECONDS)
         self.returncode: int | None = None
 
@@ -64,7 +66,6 @@ class Command:
             file.seek(0)
             texts.append(file.read().decode())
             file.close()
-        self._answers.close()
         self._connection.close()
         assert not is_late, f"after {timeout:g} s the command, or what it started, still ran: {texts}"
         return texts[0], texts[1]
@@ -77,10 +78,11 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
     def _answer(self, timeout: float) -> int:
+        """Receive one number, and no byte more, so that `poll` can tell whether another has arrived."""
         self._connection.settimeout(timeout)
-        line = self._answers.readline()
-        assert line, "the command server ended"
-        return int(line)
+        data = self._connection.recv(_NUMBER.size, socket.MSG_WAITALL)
+        assert data, "the command server ended"
+        return int(_NUMBER.unpack(data)[0])
 
 
 class CommandServer:
@@ -96,7 +98,7 @@ class CommandServer:
         output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
-        socket.send_fds(connection, [len(request).to_bytes(8, "big")], [output.fileno(), errors.fileno()])
+        socket.send_fds(connection, [_NUMBER.pack(len(request))], [output.fileno(), errors.fileno()])
         connection.sendall(request)
         self._started.append(Command(connection, output, errors))
         return self._started[-1]
@@ -163,9 +165,9 @@ def _supervise(connection: socket.socket) -> None:
     """Run the command, and send its process id, its exit code, and 0 once all that it started has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the command become children of this
-    size, files, _, _ = socket.recv_fds(connection, 8, 2)
+    size, files, _, _ = socket.recv_fds(connection, _NUMBER.size, 2)
     request = b""
-    while len(request) < int.from_bytes(size, "big"):
+    while len(request) < _NUMBER.unpack(size)[0]:
         chunk = connection.recv(1 << 16)
         if not chunk:
             return  # the tests' process has ended
@@ -178,15 +180,15 @@ def _supervise(connection: socket.socket) -> None:
     for file in files:
         os.close(file)
     with contextlib.suppress(BrokenPipeError):
-        connection.sendall(f"{process}\n".encode())
+        connection.sendall(_NUMBER.pack(process))
         ended, status = os.wait()
         while ended != process:
             ended, status = os.wait()
-        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        connection.sendall(_NUMBER.pack(os.waitstatus_to_exitcode(status)))
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
-        connection.sendall(b"0\n")
+        connection.sendall(_NUMBER.pack(0))
 
 
 def _run(request: tuple[list[str], str, dict[str, str]], files: list[int]) -> None:
@@ -210,7 +212,7 @@ def _run(request: tuple[list[str], str, dict[str, str]], files: list[int]) -> No
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 0)
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 def _import_libraries() -> None:

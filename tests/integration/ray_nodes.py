@@ -79,7 +79,7 @@ def losing_a_node(marks: Marks) -> Iterator[tuple[str, str]]:
 
 
 class Marks:
-    """Where workers note what they begin: (process, node, shard)."""
+    """Notes of what workers begin: (process, node, shard)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
