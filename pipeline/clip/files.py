@@ -10,6 +10,7 @@ from typing import Any
 from ..contract.hashing import hash_file, is_lfs_pointer
 from ..contract.listing import is_data
 from ..errors import InputError
+from ..json_text import parse_json
 
 CONFIG_NAME = "open_clip_config.json"
 """Name of open_clip's JSON config file, which contains a model's architecture and preprocessing."""
@@ -77,8 +78,8 @@ def read_clip_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        config: dict[str, Any] = parse_json(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     model = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model, dict) or not isinstance(config.get("preprocess_cfg") or {}, dict):

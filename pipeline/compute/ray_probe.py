@@ -8,13 +8,14 @@ Python, so this module implements gRPC calls itself. It only ever sends the two 
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import socket
 import struct
 import time
 from dataclasses import dataclass
+
+from ..json_text import parse_json
 
 TIMEOUT_SECONDS = 5.0
 """Timeout in seconds, applied separately to connecting and to receiving the answer. A cluster's head node on another
@@ -55,7 +56,7 @@ class Answer:
         """
         start, end = self.body.find(b"{"), self.body.rfind(b"}")
         try:
-            stored = json.loads(self.body[start : end + 1])
+            stored = parse_json(self.body[start : end + 1])
         except ValueError:
             return {}
         return stored if isinstance(stored, dict) else {}

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import InputError
+from ..json_text import parse_json
 from .hashing import HashingFile
 from .listing import describe_files, list_files
 
@@ -162,7 +163,7 @@ class Store:
         with self.open(name) as file:
             text = file.read()
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError as error:
             raise InputError(
                 f"{self.path(name)} is not JSON ({error}); restore it or start in another folder"

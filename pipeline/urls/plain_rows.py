@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 
+from ..json_text import parse_json
 from .count import FileCount, RowsError
 
 BATCH_ROWS = 10_000
@@ -45,13 +46,15 @@ def json_line(number: int, line: str) -> Any:
         line: text to parse.
 
     Raises:
-        RowsError: the line is not valid JSON.
+        RowsError: the line is not valid JSON, or is nested too deeply.
     """
     try:
-        return json.loads(line)
+        return parse_json(line)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         raise RowsError(f"line {number:,} is no JSON: {problem} at character {error.pos + 1:,}") from error
+    except ValueError as error:
+        raise RowsError(f"line {number:,} cannot be read: {error}") from error
 
 
 def json_values(file: TextIO) -> Iterator[Any]:

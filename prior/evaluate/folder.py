@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -39,17 +39,18 @@ def read_metrics(evaluation: str) -> dict[str, Any]:
     """Read `metrics.json` from an evaluation folder.
 
     Raises:
-        InputError: the file is missing or has a different format version.
+        InputError: the file is missing or damaged, or has a different format version.
     """
     store = Store(evaluation)
     require_manifest(store, STAGE)
-    value: dict[str, Any] = store.read_json(METRICS_NAME)
-    if value.get("format_version") != FORMAT_VERSION:
+    value: Any = store.read_json(METRICS_NAME)
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
         raise InputError(
-            f"{store.url}/{METRICS_NAME} has format version {value.get('format_version')}, this priorkit reads "
-            f"{FORMAT_VERSION}; run `priorkit evaluate` again"
+            f"{store.url}/{METRICS_NAME} has format version {version}, this priorkit reads {FORMAT_VERSION}; "
+            "run `priorkit evaluate` again"
         )
-    return value
+    return cast(dict[str, Any], value)
 
 
 def require_whole(evaluation: str) -> None:

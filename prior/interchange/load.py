@@ -13,6 +13,7 @@ from ...pipeline.clip.source import clip_location
 from ...pipeline.contract.manifest import MANIFEST_NAME, read_manifest
 from ...pipeline.contract.storage import Store, check_name, open_location
 from ...pipeline.errors import FolderError, InputError, SettingsError
+from ...pipeline.json_text import parse_json
 from ...pipeline.settings import parse_settings
 from ..model.folder import CONFIG_NAME, STATE_FOLDER, WEIGHTS_NAME, load_best, load_folder, load_state, save_prior
 from ..model.prior import Prior
@@ -211,10 +212,10 @@ def read_config(config: str) -> Any:
     fs, location = open_location(config)
     try:
         with fs.open(location, "rb") as file:
-            return json.loads(file.read())
+            return parse_json(file.read())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise SettingsError(f"config={config!r}: neither a file nor one of {', '.join(NAMED_CONFIGS)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{config}: not JSON ({error})") from None
 
 

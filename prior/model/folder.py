@@ -21,6 +21,7 @@ from torch import nn
 from ...pipeline.contract.hashing import HashingFile
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, SettingsError
+from ...pipeline.json_text import parse_json
 from ...pipeline.settings import parse_settings
 from ..network.interface import Network
 from ..objective.normaliser import EmbeddingNormaliser
@@ -190,14 +191,13 @@ def load_state(store: Store, settings_fingerprint: str) -> TrainState | None:
     for step in reversed(_state_steps(store)):
         try:
             with store.open(_state_name(step)) as file:
-                tensors, metadata = _read_tensors(file, store.path(_state_name(step)))
+                tensors, stored = _read_tensors(file, store.path(_state_name(step)))
         except InputError as error:
             # raised only if no earlier checkpoint is usable; resuming from an earlier one repeats the same steps
             damage = error
             continue
-        described = json.loads(metadata.get("priorkit", "{}"))
-        if described.get("settings") == settings_fingerprint:
-            return TrainState.from_tensors(described["step"], tensors)
+        if stored.get("settings") == settings_fingerprint:
+            return TrainState.from_tensors(stored["step"], tensors)
     if damage is not None:
         raise damage  # a silent restart from step 0 would lose the work
     return None
@@ -228,8 +228,8 @@ def _described(store: Store, name: str) -> dict[str, Any]:
         size = store.size(name) or 0
         header = bytearray(min(int.from_bytes(start, "little"), size))
         store.read_into(name, len(start), memoryview(header))
-        content = json.loads(header)
-        described = json.loads(content.pop("__metadata__")["priorkit"])
+        content = parse_json(header)
+        described = parse_json(content.pop("__metadata__")["priorkit"])
         end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -269,10 +269,10 @@ def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor
     """
     try:
         with store.open(BEST_NAME) as file:
-            tensors, metadata = _read_tensors(file, store.path(BEST_NAME))
+            tensors, stored = _read_tensors(file, store.path(BEST_NAME))
     except FileNotFoundError:
         return None
-    return tensors if json.loads(metadata.get("priorkit", "{}")).get("settings") == settings_fingerprint else None
+    return tensors if stored.get("settings") == settings_fingerprint else None
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, network: Network) -> dict[str, torch.Tensor]:
@@ -321,14 +321,22 @@ def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def _read_tensors(file: BinaryIO, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_tensors(file: BinaryIO, source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors in a safetensors file, and the dictionary that priorkit stored in its header, if any.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     data = file.read()
     try:
         tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        stored = parse_json(header.get("__metadata__", {}).get("priorkit", "{}"))
+        if not isinstance(stored, dict) or ("settings" in stored and not isinstance(stored.get("step"), int)):
+            raise ValueError(f"its metadata is {stored!r}"[:100])
+    except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{source} is not a whole safetensors file ({error}); restore it or train again") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return tensors, header.get("__metadata__", {})
+    return tensors, stored
 
 
 def _load_weights(network: nn.Module, weights: dict[str, Any], source: str) -> None:

@@ -6,7 +6,6 @@ that do not match the evaluation, such as embeddings that were not evaluated, ra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ..evaluate.predictors import as_units
 from ..evaluate.settings import BASELINES
 from ..evaluate.subject import TRAINING_ROWS_WARNINGS
-from ..train.output import LOG_NAME
+from ..train.output import LOG_NAME, read_log
 from . import plots as draw
 from .gallery_section import CAPTIONS, SEARCHED_ROWS, find_rows, gallery, projection
 from .source import ReportSource
@@ -99,16 +98,14 @@ class Sections:
         store = Store(self._source.prior.path)
         if self._source.subject.kind == "checkpoint" or store.size(LOG_NAME) is None:
             return heading, [self._missing_part(f"{store.url} has no {LOG_NAME}: no prior was trained there.")]
-        with store.open(LOG_NAME) as file:
-            content = file.read()
         try:
-            lines = [json.loads(line) for line in content.splitlines()]
-            series = {
-                name: [(int(line["step"]), float(line[name])) for line in lines if name in line]
-                for name in ("loss", "validation_loss", "grad_norm", "learning_rate")
-            }
-        except (ValueError, TypeError, KeyError) as error:
-            return heading, [self._missing_part(f"{store.url}/{LOG_NAME} is damaged ({error}): there are no curves.")]
+            log = read_log(store)
+        except InputError as error:
+            return heading, [self._missing_part(f"There are no curves: {error}.")]
+        series = {
+            name: [(int(line["step"]), float(line[name])) for line in log if name in line]
+            for name in ("loss", "validation_loss", "grad_norm", "learning_rate")
+        }
         losses = {"training": series["loss"], "validation, averaged weights": series["validation_loss"]}
         drawn = [("Loss", "loss", {name: points for name, points in losses.items() if points})]
         drawn += [("Norm of the gradient", "norm", {"norm": series["grad_norm"]})]

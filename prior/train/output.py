@@ -11,6 +11,8 @@ from typing import Any
 from ...pipeline.contract.commit import ShardCommit
 from ...pipeline.contract.manifest import ShardRecord
 from ...pipeline.contract.storage import Store
+from ...pipeline.errors import InputError
+from ...pipeline.json_text import parse_json
 from ..model.config import PriorConfig
 from ..model.folder import TrainState, clear_states, load_state, save_best, save_prior, save_state
 from ..model.train_manifest import RECORD
@@ -22,6 +24,33 @@ from .progress import Watch
 from .trackers import open_trackers
 
 LOG_NAME = "metrics.jsonl"
+
+
+def read_log(store: Store) -> list[dict[str, Any]]:
+    """Read the log of a training run: for each logged step, a dictionary with the key `step` and the metrics by name.
+
+    Args:
+        store: prior folder.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        InputError: the file is damaged.
+    """
+    with store.open(LOG_NAME) as file:
+        content = file.read()
+    try:
+        lines = [parse_json(line) for line in content.splitlines()]
+        for line in lines:
+            for name, value in line.items():
+                if not isinstance(value, int if name == "step" else (int, float)):
+                    raise ValueError(f"{name} is not a number")
+            if "step" not in line:
+                raise ValueError("a line has no step")
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"{store.url}/{LOG_NAME} is damaged ({error}); restore it, or train again with --overwrite"
+        ) from error
+    return lines
 
 
 class TrainingFolder:
@@ -52,7 +81,8 @@ class TrainingFolder:
             The checkpoint, or None if training must start from step 0.
 
         Raises:
-            InputError: the folder contains a damaged checkpoint, and no intact checkpoint of this run.
+            InputError: the folder contains a damaged checkpoint, and no intact checkpoint of this run; or the log is
+                damaged.
         """
         store = self._store
         state = load_state(store, self._fingerprint)
@@ -61,9 +91,7 @@ class TrainingFolder:
             # an interrupted --overwrite did not fully remove
             clear_states(store)
             return None
-        with store.open(LOG_NAME) as file:
-            lines = [json.loads(line) for line in file.read().splitlines()]
-        self._log = [line for line in lines if line["step"] <= state.step]
+        self._log = [line for line in read_log(store) if line["step"] <= state.step]
         # best.safetensors may be newer than the checkpoint; training then repeats these steps and rewrites the file
         self._best = min(
             (

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ...pipeline.contract.storage import Store, atomic_file
 from ...pipeline.errors import SettingsError
+from ...pipeline.json_text import parse_json
 from .settings import TrainSettings
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -112,7 +113,7 @@ class WeightsAndBiases:
         self._state_file = folder / f"{name}.json"
         if step == 0:
             self._state_file.unlink(missing_ok=True)
-        state: dict[str, Any] = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
+        state: dict[str, Any] = parse_json(self._state_file.read_text()) if self._state_file.exists() else {}
         self._id: str = state.get("id", uuid.uuid4().hex[:8])
         self._last: int = state.get("step", 0)
         self._run = wandb.init(

@@ -123,7 +123,14 @@ def test_the_walk_sees_the_imports_that_are_known() -> None:
 
 
 LAYERS = (
-    ("pipeline.errors", "pipeline.explain", "pipeline.nearest", "pipeline.yaml_text", "pipeline.settings"),
+    (
+        "pipeline.errors",
+        "pipeline.explain",
+        "pipeline.json_text",
+        "pipeline.nearest",
+        "pipeline.yaml_text",
+        "pipeline.settings",
+    ),
     ("pipeline.contract",),
     ("pipeline.compute", "pipeline.urls", "pipeline.images"),
     ("pipeline.clip", "pipeline.read", "pipeline.display", "pipeline.doctor", "pipeline.download"),

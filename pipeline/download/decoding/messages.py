@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 
+from ...json_text import parse_json
 from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
 
 LENGTH = struct.Struct(">Q")
@@ -36,7 +37,7 @@ def unpack(message: bytes) -> ResizedImage | ImageError:
         ValueError: the message contains no valid answer.
     """
     head, _, data = message.partition(b"\n")
-    match json.loads(head):
+    match parse_json(head):
         case [str(outcome), str(detail)] if outcome in IMAGE_OUTCOMES:
             return ImageError(outcome, detail)
         case [int(width), int(height), int(original_width), int(original_height)]:

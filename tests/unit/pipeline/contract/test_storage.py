@@ -125,10 +125,11 @@ def test_absent_and_damaged_files_raise_different_exceptions(store: Store) -> No
     with pytest.raises(FileNotFoundError):
         store.read_json("none.json")
     store.remove("none.json")
-    with store.create("cut.json") as file:
-        file.write(b'{"a": ')
-    with pytest.raises(InputError, match=r"cut\.json is not JSON"):
-        store.read_json("cut.json")
+    for damaged in (b'{"a": ', b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' * 100_000):
+        with store.create("cut.json") as file:
+            file.write(damaged)
+        with pytest.raises(InputError, match=r"cut\.json is not JSON"):
+            store.read_json("cut.json")
 
 
 def test_sweep_removes_the_temporary_files_of_killed_writers(store: Store) -> None:

@@ -56,6 +56,9 @@ def test_another_format_version_is_refused(evaluation: Path) -> None:
     path.write_text(path.read_text().replace('"format_version": 4', '"format_version": 3'))
     with pytest.raises(InputError, match=r"has format version 3, this priorkit reads 4; run `priorkit evaluate` again"):
         read_metrics(str(evaluation))
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"has format version None, this priorkit reads 4"):
+        read_metrics(str(evaluation))
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "rows_test.parquet"])

@@ -17,8 +17,10 @@ from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.folder import (
+    BEST_NAME,
     TrainState,
     clear_states,
+    load_best,
     load_folder,
     load_state,
     optimiser_tensors,
@@ -375,6 +377,19 @@ def test_a_truncated_state_is_named(store: Store, config: PriorConfig, tmp_path:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"step_000000005\.safetensors is not a whole safetensors file"):
         load_state(store, "settings")
+
+
+@pytest.mark.parametrize("load", [load_state, load_best])
+@pytest.mark.parametrize("stored", ["[", "[]", "3", '{"settings": "x"}', '{"settings": "x", "step": "x"}'])
+def test_damaged_metadata_of_a_checkpoint_is_named(
+    store: Store, tmp_path: Path, load: Callable[[Store, str], object], stored: str
+) -> None:
+    content = safetensors.torch.save({"weight": torch.zeros(1)}, {"priorkit": stored})
+    for name in ("state/step_000000005.safetensors", BEST_NAME):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"\.safetensors is not a whole safetensors file"):
+        load(store, "settings")
 
 
 def test_an_unfinished_training_is_named(store: Store, config: PriorConfig, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.errors import InputError
 from priorkit.prior.model.folder import BEST_NAME, TrainState
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.train import output
 from priorkit.prior.train.job import TrainJob
-from priorkit.prior.train.output import Recorder, TrainingFolder
+from priorkit.prior.train.output import LOG_NAME, Recorder, TrainingFolder, read_log
 from priorkit.prior.train.ranks import Ranks
 from priorkit.prior.train.step import Learner
 
@@ -174,3 +175,15 @@ def test_the_watch_is_asked_before_every_file(job: TrainJob, folder: TrainingFol
     assert (record.name, record.rows, record.input, record.settings) == ("prior", 42, job.record_input, job.fingerprint)
     assert set(record.files) == {"config.json", "model.safetensors", "metrics.jsonl"}
     recorder.close()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 1', "[]", "7", '{"loss": 1.0}', '{"step": 1.5}', '{"step": 1, "loss": "low"}', "[" * 100_000]
+)
+def test_a_damaged_log_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / LOG_NAME).write_text('{"step": 1, "loss": 1.0, "rate": 1}\n')
+    assert read_log(Store(str(tmp_path))) == [{"step": 1, "loss": 1.0, "rate": 1}]
+    with (tmp_path / LOG_NAME).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged .*--overwrite"):
+        read_log(Store(str(tmp_path)))
