@@ -270,12 +270,8 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(make_workspace: Callable[[], Workspace]) -> Finished:
-    """One run by the installed command, in an interpreter of its own."""
     workspace = make_workspace()
-    command = [PRIORKIT, "run", "recipe.yaml", "--json"]
-    done = subprocess.run(command, cwd=workspace.path, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    stages = json.loads(done.stdout)["stages"]
+    stages = workspace.json("run", "recipe.yaml")["stages"]
     assert [stage["done_now"] for stage in stages][:3] == [12, 12, 60]
     return Finished(workspace, {stage["stage"]: stage["seconds"] for stage in stages})
 

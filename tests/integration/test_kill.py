@@ -77,6 +77,17 @@ def kill_in_every_stage(workspace: Workspace, finished: Finished, seed: int) -> 
     assert [stage["done_now"] for stage in again["stages"]] == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_in_an_interpreter_of_its_own_writes_the_same_bytes(workspace: Workspace, finished: Finished) -> None:
+    """The other commands of these tests are forked from one process, and so share its hash seed."""
+    command = [PRIORKIT, "run", "recipe.yaml"]
+    done = subprocess.run(command, cwd=workspace.path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert workspace.committed() == finished.workspace.committed()
+    assert workspace.last_checkpoint() == finished.workspace.last_checkpoint()
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_a_kill_in_each_stage_changes_no_byte(workspace: Workspace, finished: Finished) -> None:

@@ -101,7 +101,7 @@ def test_token_states_condition_the_prior(small_train: TrainSettings, tmp_path: 
     token_embeddings = write_embeddings(tmp_path / "embeddings", rows=2000, token_states=True)
     validation = {}
     for name, max_text_len in (("with", 3), ("without", 0)):
-        settings = changed(small_train, steps=200, network__max_text_len=max_text_len, validate_every=100)
+        settings = changed(small_train, steps=100, network__max_text_len=max_text_len, validate_every=100)
         train(str(token_embeddings), str(tmp_path / name), settings, ReadSettings(validation_fraction=0.2))
         validation[name] = log_of(tmp_path / name)[-1]["validation_loss"]
     assert validation["with"] < 0.9 * validation["without"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import open_clip
@@ -42,8 +43,14 @@ def model(kind: Any, settings: dict[str, Any]) -> Any:
     return made
 
 
+@functools.cache
+def tokenizer() -> Any:
+    return open_clip.SimpleTokenizer(context_length=CONTEXT)
+
+
 def tokens(captions: list[str] = CAPTIONS) -> torch.Tensor:
-    return open_clip.SimpleTokenizer(context_length=CONTEXT)(captions)
+    ids: torch.Tensor = tokenizer()(captions)
+    return ids
 
 
 def tower_of(made: Any, batch_size: int = 3) -> TextTower:
