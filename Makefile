@@ -1,5 +1,6 @@
 # Each target installs what it needs; you need Python >= 3.10, pip and make.
 # Options for pytest go into PYTEST_ADDOPTS: make test PYTEST_ADDOPTS="--durations=25".
+# STRICT=--fail-on-skip lets a skipped test fail the run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,20 +19,19 @@ demo: $(INSTALLED)
 
 # Run the tests that need pip packages alone, with one process for each core.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(STRICT) --numprocesses auto --dist loadfile
 
-# Run the slow tests, and those that need root or the programs that `.ci/run` installs: tests of Ray clusters one after
-# the other, and the others at the same time.
+# Run the slow tests, and those that need root or the programs that `.ci/run` installs. Tests of Ray clusters run one
+# after the other; `make --jobs=2 test-marked` runs the others at the same time.
 MARKED := -m "slow or root or nginx or browser"
 RAY_TESTS := $(wildcard tests/integration/test_*ray*.py)
-test-marked: $(INSTALLED)
-	$(MAKE) --jobs=2 test-marked-ray test-marked-rest
+test-marked: test-marked-ray test-marked-rest
 
 test-marked-ray: $(INSTALLED)
-	$(BIN)/python -m pytest $(MARKED) $(RAY_TESTS)
+	$(BIN)/python -m pytest $(STRICT) $(MARKED) $(RAY_TESTS)
 
 test-marked-rest: $(INSTALLED)
-	$(BIN)/python -m pytest $(MARKED) $(addprefix --ignore=,$(RAY_TESTS))
+	$(BIN)/python -m pytest $(STRICT) --numprocesses 2 --dist loadfile $(MARKED) $(addprefix --ignore=,$(RAY_TESTS))
 
 # Test the wheel and the light install in a fresh environment of each installed Python from 3.10 to 3.13.
 test-pythons: $(INSTALLED)

@@ -129,6 +129,7 @@ def other_clip(tiny_clip: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_recipe_of_another_clip_is_refused(holding: Callable[..., Workspace], other_clip: Path) -> None:
     workspace = holding()
     other = ("--set", f"embed.clip.model=local-dir:{other_clip}")

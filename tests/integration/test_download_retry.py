@@ -209,6 +209,7 @@ def test_a_kill_at_any_instant_of_a_retry_loses_no_image(
     assert folder_bytes(failed) == expected
 
 
+@pytest.mark.slow
 def test_a_retry_on_an_object_store_gives_the_same_files(
     flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

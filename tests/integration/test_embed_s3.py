@@ -77,6 +77,7 @@ def test_the_same_files_as_locally_and_a_rerun_does_nothing(
         assert np.array_equal(getattr(there, name), getattr(here, name))
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on_where_it_was(
     bucket: str, images_folder: Path, embeddings_folder: Path, embed_settings: EmbedSettings,
     folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,
