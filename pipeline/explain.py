@@ -50,8 +50,8 @@ _MAX_CHARACTERS = 300
 def explain(error: BaseException) -> str | None:
     """Return the message to show to the user for an exception, or None if the exception is a bug in priorkit.
 
-    Code that reads files should itself catch the exceptions of file-parsing libraries. For those that it does not
-    catch, the message says that a file cannot be read.
+    Exceptions of file-parsing libraries are normally caught where a file is read. For those that are not caught there,
+    the message says that a file cannot be read.
     """
     if isinstance(error, PriorkitError):
         return str(error)

@@ -60,8 +60,8 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), sections: Seque
     """Load a recipe, apply overrides, and validate the resulting settings.
 
     Args:
-        path: path of a local or remote YAML file, or the name of an included recipe. If the path is
-            `recipes/NAME.yaml` and this file does not exist, the included recipe NAME is loaded. None loads the
+        path: path of a local or remote YAML file, or the name of a built-in recipe. If the path is
+            `recipes/NAME.yaml` and this file does not exist, the built-in recipe NAME is loaded. None loads the
             defaults.
         overrides: settings of the form `a.b=value`, where the value is written in YAML.
         sections: names of the sections that the caller uses. Overrides of other sections raise an error; None allows
@@ -130,16 +130,16 @@ def declared_clip(recipe: Recipe) -> ClipSettings | None:
 
 
 def recipe_names() -> list[str]:
-    """Return the sorted names of the included recipes."""
+    """Return the sorted names of the built-in recipes."""
     folder = resources.files(_recipe_package())
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """Return the YAML text of an included recipe.
+    """Return the YAML text of a built-in recipe.
 
     Raises:
-        InputError: no included recipe has this name. The message lists the included recipes.
+        InputError: no built-in recipe has this name. The message lists the built-in recipes.
     """
     if name not in recipe_names():
         raise InputError(f"no recipe {name!r}; there are {', '.join(recipe_names())}")
@@ -147,7 +147,7 @@ def recipe_text(name: str) -> str:
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
-    """Copy an included recipe to a new file.
+    """Copy a built-in recipe to a new file.
 
     Args:
         name: name of the recipe.
@@ -157,7 +157,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
         The path of the new file.
 
     Raises:
-        InputError: no included recipe has this name, or the file already exists.
+        InputError: no built-in recipe has this name, or the file already exists.
     """
     text = recipe_text(name)
     target = destination / f"{name}.yaml" if destination.is_dir() else destination
@@ -170,15 +170,15 @@ def copy_recipe(name: str, destination: Path) -> Path:
 
 
 def _recipe_package() -> str:
-    """Return the dotted name of the package that contains the YAML files of the included recipes."""
+    """Return the dotted name of the package that contains the YAML files of the built-in recipes."""
     return f"{__name__.split('.')[0]}.recipes"
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """Return the settings of a recipe file or an included recipe, keyed by section; empty for an empty file.
+    """Return the settings of a recipe file or a built-in recipe, keyed by section; empty for an empty file.
 
     Args:
-        path: path of a file, or the name of an included recipe.
+        path: path of a file, or the name of a built-in recipe.
 
     Raises:
         InputError: the file does not exist, or its content is not a YAML mapping.
@@ -210,10 +210,10 @@ def _kind(value: Any) -> str:
 def _read_file(path: str) -> str | bytes:
     """Return the content of a local or remote recipe file.
 
-    If `path` is `recipes/NAME.yaml` and this file does not exist, return the included recipe NAME.
+    If `path` is `recipes/NAME.yaml` and this file does not exist, return the built-in recipe NAME.
 
     Raises:
-        FileNotFoundError: neither the file nor such an included recipe exists.
+        FileNotFoundError: neither the file nor such a built-in recipe exists.
     """
     fs, plain_path = open_location(path)
     try:

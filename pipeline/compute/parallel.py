@@ -33,9 +33,9 @@ def map_shards(
 ) -> Generator[Result, None, None]:
     """Call a worker function with every task, and yield the results in order of completion.
 
-    `make_worker` creates the worker function, which receives two arguments: a task, and the task that the same worker
-    will probably process next, or None if that is unknown. The worker function can start reading the next task in the
-    background. If the worker function raises an exception, the exception propagates, and no more results are yielded.
+    `make_worker` creates the worker function, which receives two arguments: a task, and a prediction of the worker's
+    next task, or None if there is no prediction. The worker function can start reading the next task in the background.
+    If the worker function raises an exception, the exception propagates, and no more results are yielded.
 
     Close the generator explicitly unless you consume all results. Otherwise, the traceback of an exception could keep
     the generator alive, and the worker's threads would run until the interpreter exits.
@@ -321,7 +321,7 @@ class _Upcoming(Generic[Task]):
         return task
 
     def reserve(self, actor: Any) -> Task | None:
-        """Reserve and return the task that an actor will probably process next; None if no unreserved task is left."""
+        """Reserve a next task for an actor, and return it. Return None if all remaining tasks are reserved."""
         task = next(self._tasks, None)
         if task is not None:
             self._reserved[actor] = task

@@ -52,7 +52,7 @@ class EmbeddingBatch:
     """
 
     rows: np.ndarray
-    """`[B]` int64: row numbers."""
+    """Row numbers, `[B]` int64."""
     image_embed: np.ndarray
     """`[B, D]` float32, L2-normalised."""
     text_embed: np.ndarray

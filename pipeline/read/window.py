@@ -62,7 +62,7 @@ class TrainBatch:
     """
 
     rows: np.ndarray
-    """`[b]` int64: row numbers."""
+    """Row numbers, `[b]` int64."""
     image_embed: np.ndarray
     """`[b, D]` embeddings of norm 1; float16 if the dataset stores all image embeddings as float16, else float32."""
     text_embed: np.ndarray | None

@@ -138,7 +138,7 @@ def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> 
 
     Args:
         columns: column names in the files: the URL column, the caption column if configured, and then other columns.
-        available: all column names in the files. The new name of a renamed column is not among them.
+        available: all column names in the files, before any column is renamed.
         requested: number of items at the start of `columns` that become `url` and `caption`: 2 if a caption column is
             configured, otherwise 1 (`url` only).
     """

@@ -18,7 +18,7 @@ SHARES = tuple(f"recall_at_{count}" for count in RECALL_AT)
 NORMAL_QUANTILE = 1.9600
 """97.5% quantile of the standard normal distribution, used for two-sided 95% confidence intervals."""
 _AGRESTI_COULL, _BONETT_PRICE = (0, 0, 1, 1), (-1, 1)
-"""Mean value of each pseudo-group (artificial group of rows) that `_share_interval` adds to the data.
+"""Mean value of each artificial group of rows that `_share_interval` adds to the data.
 
 `_AGRESTI_COULL` is for a proportion, and `_BONETT_PRICE` for a paired difference between two proportions.
 """
@@ -110,9 +110,8 @@ def mean_intervals(
     the resampled means (Efron 1979, Ann. Statist. 7).
 
     Percentile intervals of the metrics in `SHARES` (proportions) are too narrow if the mean is near 0 or 1. For these
-    metrics, a few pseudo-groups (artificial groups of average size) are added, and a normal-approximation interval is
-    computed (Agresti and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat.
-    37).
+    metrics, a few artificial groups of average size are added, and a normal-approximation interval is computed (Agresti
+    and Coull 1998, Am. Stat. 52; for differences, Bonett and Price 2012, J. Educ. Behav. Stat. 37).
 
     Args:
         values: values of each metric, `[N]` with one value per row, keyed by metric name.
@@ -142,12 +141,13 @@ def mean_intervals(
 def _share_interval(sums: np.ndarray, sizes: np.ndarray, added: Sequence[float]) -> tuple[float, float]:
     """Return the 95% confidence interval of a proportion, or of a difference between two proportions.
 
-    Pseudo-groups (artificial groups of rows) are added first. The interval then uses the normal approximation.
+    Artificial groups of rows are added first, which improves the interval for proportions near 0 or 1. The interval
+    then uses the normal approximation.
 
     Args:
         sums: sum of the values in each group of rows that share an image.
         sizes: number of rows in each group.
-        added: mean value of each pseudo-group. The size of a pseudo-group is the mean group size.
+        added: mean value of each artificial group. The size of an artificial group is the mean group size.
 
     Returns:
         The lower and upper end of the interval, limited to the range between the lowest and highest value in `added`.

@@ -112,9 +112,9 @@ class FunctionVersion:
 
     @property
     def ddim_noise_sign(self) -> float:
-        """Factor on the noise that DDIM computes from an x0 estimate: 1, or -1 for releases before 0.25.2.
+        """Factor applied to the noise that DDIM computes from an x0 estimate: 1, or -1 before release 0.25.2.
 
-        The earlier releases compute the noise with the wrong sign.
+        The earlier releases of dalle2-pytorch compute the noise with the wrong sign.
         """
         return 1.0 if self.release >= (0, 25, 2) else -1.0
 

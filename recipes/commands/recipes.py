@@ -39,7 +39,7 @@ def copy(
     name: Annotated[str, typer.Argument(help="Name as `recipes list` shows it.")],
     destination: Annotated[Path, typer.Argument(help="File or folder to write to.")] = Path("."),
 ) -> None:
-    """Copy an included recipe to a new file for editing.
+    """Copy a built-in recipe to a new file for editing.
 
     Example: priorkit recipes copy custom my_recipe.yaml
     """

@@ -152,8 +152,9 @@ def known_codings(header: str) -> list[str]:
 def decode_body(body: bytes, header: str, limit: int) -> bytes:
     """Decode a body according to its Content-Encoding header, and return the decoded bytes.
 
-    The body is checked for an image before and after each decoding step. If images are found, the last one is returned,
-    even if a later step fails.
+    Some servers declare encodings that they did not apply. The body is therefore checked for an image before and after
+    each decoding step. If several of these checks find an image, the most decoded one is returned. It is also returned
+    if a later decoding step fails.
 
     Args:
         body: body as received.
