@@ -22,7 +22,8 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(STRICT) --numprocesses auto --dist loadfile
 
 # Run the slow tests, and those that need root or the programs that `.ci/run` installs. Tests of Ray clusters run one
-# after the other; `make --jobs=2 test-marked` runs the others at the same time.
+# after the other; `make --jobs=2 test-marked` runs the others at the same time. Those run in the order of their files,
+# because xdist would otherwise start the demo, the longest test, last.
 MARKED := -m "slow or root or nginx or browser"
 RAY_TESTS := $(wildcard tests/integration/test_*ray*.py)
 test-marked: test-marked-ray test-marked-rest
@@ -31,7 +32,7 @@ test-marked-ray: $(INSTALLED)
 	$(BIN)/python -m pytest $(STRICT) $(MARKED) $(RAY_TESTS)
 
 test-marked-rest: $(INSTALLED)
-	$(BIN)/python -m pytest $(STRICT) --numprocesses 2 --dist loadfile $(MARKED) $(addprefix --ignore=,$(RAY_TESTS))
+	$(BIN)/python -m pytest $(STRICT) --numprocesses 2 --dist loadfile --no-loadscope-reorder $(MARKED) $(addprefix --ignore=,$(RAY_TESTS))
 
 # Test the wheel and the light install in a fresh environment of each installed Python from 3.10 to 3.13.
 test-pythons: $(INSTALLED)
@@ -69,14 +70,15 @@ docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
+# --no-compile: a module is compiled when it is first imported; most modules of the packages never are.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo,dev]"
 	touch $(INSTALLED)
 
 $(PEERS_INSTALLED): tests/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --requirement tests/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-compile --requirement tests/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $(PEERS_INSTALLED)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -113,9 +112,7 @@ def test_the_whole_demo(tmp_path: Path, free_port: int, folder_bytes: Callable[[
     assert guided == pytest.approx(plain, rel=0.1), "text guidance keeps the norm of samples"
 
     before = folder_bytes(folder)
-    start = time.monotonic()
     again = run()
-    assert time.monotonic() - start < 60
     assert [stage["done_now"] for stage in again["stages"]] == [0, 0, 0, 0]  # type: ignore[attr-defined]
     assert folder_bytes(folder) == before
     assert again["metrics"] == first["metrics"]

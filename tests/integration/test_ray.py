@@ -50,12 +50,19 @@ def test_download_and_embed_give_the_bytes_of_one_process(
     assert folder_bytes(embeddings) == folder_bytes(embeddings_folder)
 
 
-def test_tasks_are_spread_over_the_workers_and_all_come_back() -> None:
+def test_tasks_are_spread_over_the_workers_and_all_come_back(tmp_path: Path) -> None:
+    started = [tmp_path / "0", tmp_path / "1"]
+
     def make_worker() -> Callable[[int], tuple[int, int]]:
         import time
 
         def work(task: int, following: int | None) -> tuple[int, int]:
-            time.sleep(0.05)
+            if task < len(started):  # the first two tasks wait for each other, so each needs a worker
+                started[task].touch()
+                end = time.monotonic() + 120
+                while not all(path.exists() for path in started):
+                    assert time.monotonic() < end, "one worker alone works"
+                    time.sleep(0.01)
             return task, os.getpid()
 
         return work
