@@ -14,19 +14,9 @@ from .delimited import looks_like_url
 from .files import FileHead
 from .guess import require_column, shortened
 from .nested import field_names, field_type, is_list
+from .reserved import RESERVED_COLUMNS
 from .settings import UrlListSettings
 
-ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
-"""Columns that the download stage adds to each row."""
-
-EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
-"""Columns that the embed stage adds to each row."""
-
-_RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
-"""Column names with a fixed meaning in the shards.
-
-A column of the URL list with one of these names is renamed, unless it is the configured URL or caption column.
-"""
 _DELIMITED = ("csv", "tsv")
 """Formats whose files may lack a header."""
 
@@ -149,7 +139,7 @@ def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> 
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column
-        if column in _RESERVED:
+        if column in RESERVED_COLUMNS:
             name, number = f"source_{column}", 2
             while name in available or name in names:
                 name, number = f"source_{column}_{number}", number + 1

@@ -69,6 +69,7 @@ def test_the_command_in_the_error_for_a_list_without_header_works(urls: list[str
     assert "use --column-names caption,url" in " ".join(swapped.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_list_grows_and_changes_its_file_format_with_given_names(urls: list[str], tmp_path: Path) -> None:
     source, images = tmp_path / "list.tsv", tmp_path / "images"
     lines = [f"{caption}\t{url}\n" for url, caption in zip(urls, CAPTIONS, strict=True)]
@@ -136,6 +137,7 @@ def test_each_caption_is_a_sample_with_the_image(urls: list[str], tmp_path: Path
     assert (again["done_now"], again["statistics"]["list"]["rows"]) == (0, 4)
 
 
+@pytest.mark.slow
 def test_lists_at_many_addresses_are_downloaded(urls: list[str], tmp_path: Path) -> None:
     served = tmp_path / "lists"
     for folder in ("lang=de", "lang=en"):
@@ -159,6 +161,7 @@ def test_lists_at_many_addresses_are_downloaded(urls: list[str], tmp_path: Path)
     assert [row["lang"] for row in rows_of(images)] == ["de"] * 3 + ["en"] * 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_partitions_is_resumed_after_an_earlier_version(urls: list[str], tmp_path: Path) -> None:
     """That version read the same files without the columns of the partitions."""
     (tmp_path / "list/lang=de").mkdir(parents=True)
