@@ -84,6 +84,10 @@ class JsonStream:
             RowsError: the value is longer than `_MAX_VALUE_CHARACTERS`.
         """
         self.peek()
+        return self._decode()
+
+    def _decode(self) -> Any:
+        """Read the value at the position, like `value`. The position is at its first character."""
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
@@ -107,8 +111,9 @@ class JsonStream:
 
     def items(self) -> Iterator[Any]:
         """Yield the values of a list up to its closing bracket. Its opening bracket has already been skipped."""
-        while not self.skip("]"):
-            yield self.value()
+        while self.peek() != "]":
+            yield self._decode()
+        self._position += 1
 
     def object_keys(self) -> Iterator[str]:
         """Yield the keys of an object up to its closing brace. Its opening brace has already been skipped.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import weakref
@@ -253,9 +254,23 @@ def require_hub(fs: Any, path: str, source: str) -> None:
             "with `hf auth login`"
         ) from error
     except Exception as error:  # the type depends on the HTTP library that this version of huggingface_hub uses
-        kind = " --repo-type dataset" if parts[0] == "datasets" else ""
-        name, file = repository.removeprefix("datasets/").partition("@")[0], "/".join(parts[count:]) or "FILE"
         raise InputError(
-            f"{source}: the Hugging Face Hub cannot be reached ({one_line(error, 120)}).\nConnect this machine, or run "
-            f"`hf download{kind} {name} {file} --local-dir list` on one that is, and name the copy"
+            f"{source}: the Hugging Face Hub cannot be reached ({one_line(error, 120)}); connect this machine, or run "
+            f"`{_hub_command(repository, path)}` on one that is, and name the copy"
         ) from error
+
+
+def _hub_command(repository: str, path: str) -> str:
+    """Return the command that copies files from a repository on the hub to the folder `list`.
+
+    Args:
+        repository: path of the repository, such as `datasets/ORG/NAME@REVISION`.
+        path: path of the files, which may be a pattern.
+    """
+    kind = "--repo-type dataset " if repository.startswith("datasets/") else ""
+    name, _, revision = repository.removeprefix("datasets/").partition("@")
+    file = path[len(repository) + 1 :]
+    if any(character in file for character in "*?["):
+        file = f"--include {shlex.quote(file)}"
+    parts = [name, file, f"--revision {revision}" if revision else "", "--local-dir list"]
+    return f"hf download {kind}{' '.join(filter(None, parts))}"

@@ -21,7 +21,7 @@ import pytest
 
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.urls.remote import ask_server, is_web, shown_address
+from priorkit.pipeline.urls.remote import _hub_command, ask_server, is_web, shown_address
 from priorkit.pipeline.urls.url_list import open_url_list
 
 from ....conftest import QuietHandler, serving
@@ -257,8 +257,21 @@ def test_a_hub_that_cannot_be_reached_is_explained() -> None:
         assert message.startswith(
             "hf://datasets/org/name@main/data/urls.parquet: the Hugging Face Hub cannot be reached"
         )
-        assert "`hf download --repo-type dataset org/name data/urls.parquet --local-dir list`" in message
-        assert message.count("\n") == 2
+        assert (
+            "`hf download --repo-type dataset org/name data/urls.parquet --revision main --local-dir list`" in message
+        )
+        assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("repository", "file", "command"),
+    [
+        ("datasets/o/n", "a/*.parquet", "hf download --repo-type dataset o/n --include 'a/*.parquet' --local-dir list"),
+        ("o/n@x", "", "hf download o/n --revision x --local-dir list"),
+    ],
+)
+def test_the_command_copies_files_or_patterns_of_them(repository: str, file: str, command: str) -> None:
+    assert _hub_command(repository, f"{repository}/{file}".rstrip("/")) == command
 
 
 def test_a_repository_that_is_missing_is_explained() -> None:
