@@ -21,13 +21,19 @@ from .options import (
 
 def download(
     urls: Annotated[
-        str, typer.Argument(help="List of URLs: parquet, csv, tsv, json, jsonl or txt, or a folder of them.")
+        str, typer.Argument(help="List of URLs: parquet, csv, tsv, json, jsonl or txt; or a folder or pattern of them.")
     ],
     images: Annotated[str, typer.Option(help="Folder to write webdataset shards to.")] = "data/images",
     url_column: Annotated[Optional[str], typer.Option(show_default="url", help="Column of the URL.")] = None,
     caption_column: Annotated[
         Optional[str], typer.Option(show_default="caption", help="Column of the caption; null for none.")
     ] = None,
+    column_names: Annotated[
+        Optional[str], typer.Option(metavar="NAMES", help="Columns of a csv or tsv without header, as in caption,url.")
+    ] = None,
+    guess_columns: Annotated[
+        bool, typer.Option("--guess-columns", help="Use common names such as image_url or TEXT for missing columns.")
+    ] = False,
     image_size: Annotated[Optional[int], typer.Option(show_default="256", help="Side in pixels to resize to.")] = None,
     verify_hash: Annotated[
         Optional[str], typer.Option(metavar="COLUMN", help="Column of the MD5, SHA-1, SHA-256 or SHA-512 of bodies.")
@@ -55,6 +61,8 @@ def download(
         options = {
             "download.url_column": url_column,
             "download.caption_column": caption_column,
+            "download.column_names": column_names,
+            "download.guess_columns": guess_columns or None,
             "download.image_size": image_size,
             "download.hash_column": verify_hash,
         }
@@ -99,6 +107,10 @@ def _show_statistics(statistics: dict[str, Any]) -> None:
     notes = statistics["list"]
     if notes["rows"] is not None:
         counts.insert(0, ("rows by an independent count", f"{notes['rows']:,}"))
+    counts += [
+        (f"column used as {setting.removesuffix('_column')}", column)
+        for setting, column in notes["guessed_columns"].items()
+    ]
     counts += [
         (f"column {column}, whose name is ours, is kept as", name) for column, name in notes["renamed_columns"].items()
     ]

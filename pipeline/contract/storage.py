@@ -84,14 +84,17 @@ def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
         raise
 
 
-def open_location(url: str) -> tuple[Any, str]:
+def open_location(url: str, **options: Any) -> tuple[Any, str]:
     """Return the fsspec file system for a local path or URL, and the path within that file system.
+
+    Args:
+        options: keyword arguments for `fsspec.core.url_to_fs`.
 
     Raises:
         InputError: the URL scheme is unknown, or the package that supports it is not installed.
     """
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise InputError(f"{url}: {error}; the extras priorkit[s3] and priorkit[gcs] bring remote storage") from error
     except ValueError as error:

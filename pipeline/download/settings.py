@@ -16,7 +16,7 @@ from ..urls.settings import UrlListSettings
 class DownloadSettings(UrlListSettings):
     """Settings for downloading a URL list into webdataset shards of resized images."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+    runtime_fields: ClassVar[frozenset[str]] = UrlListSettings.runtime_fields | frozenset(
         {
             "buffer_bytes",
             "concurrency",

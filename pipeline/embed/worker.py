@@ -22,7 +22,7 @@ from ..contract.samples import Place
 from ..contract.storage import Store
 from ..contract.vectors.spool import RowSpool
 from ..errors import InputError
-from ..urls.columns import EMBED_COLUMNS
+from ..urls.reserved import EMBED_COLUMNS
 from .engines import EmbedTask, Engine, Failure, NativeEngine, Window
 from .input_marks import record_inputs
 from .settings import EmbedSettings

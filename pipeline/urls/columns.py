@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,30 +10,15 @@ import pyarrow as pa
 
 from ..contract.arrow.types import is_bytes, is_text, unified, why_not_carried
 from ..errors import InputError
-from .files import FileHead, list_format
+from .delimited import looks_like_url
+from .files import FileHead
+from .guess import require_column, shortened
+from .nested import field_names, field_type, is_list
+from .reserved import RESERVED_COLUMNS
 from .settings import UrlListSettings
 
-ADDED_COLUMNS = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "sha256")
-"""Columns that the download stage adds to each row."""
-
-EMBED_COLUMNS = ("image_path", "image_norm", "text_norm")
-"""Columns that the embed stage adds to each row."""
-
-_RESERVED = frozenset({"url", "caption", *ADDED_COLUMNS, *EMBED_COLUMNS})
-"""Column names with a fixed meaning in the shards.
-
-A column of the URL list with one of these names is renamed, unless it is the configured URL or caption column.
-"""
-_SYNONYMS = {
-    "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
-    "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
-    "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
-}
-"""Common column names for each setting, most common first. They are suggested if the configured column is missing."""
-_SHOWN_COLUMNS = 6
-"""Maximum number of columns listed in an error message."""
-_SHOWN_CHARACTERS = 40
-"""Maximum number of characters of a column name shown in an error message."""
+_DELIMITED = ("csv", "tsv")
+"""Formats whose files may lack a header."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +73,39 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
     """
     filled = {path: head for path, head in heads.items() if head.has_rows}
     first = next(iter(filled))
-    available = list(dict.fromkeys(name for head in filled.values() for name in head.schema.names))
+    fields: dict[str, pa.Field] = {}
+    for head in filled.values():
+        for field in head.schema:
+            fields.setdefault(field.name, field)
     names_by_setting = {"url_column": settings.url_column, "caption_column": settings.caption_column}
     if settings.hash_column is not None:
         names_by_setting["hash_column"] = settings.hash_column
     wanted = {setting: name for setting, name in names_by_setting.items() if name is not None}
     for path, head in filled.items():
-        _require_columns(path, head, wanted, source if path == first else None, first)
+        _require_columns(path, head, wanted, source if path == first else None, first, settings)
     columns = [name for setting, name in wanted.items() if setting != "hash_column"]
     if settings.hash_column in columns:
         raise InputError(f"{source}: hash_column {settings.hash_column!r} is the column of URLs or captions itself")
-    columns += [name for name in available if name not in columns and _is_kept(name, settings)]
-    for name in () if isinstance(settings.keep_columns, str) else settings.keep_columns:
-        _require(name, "keep_columns", available, source)
-    names = _names(columns, available, 1 if settings.caption_column is None else 2)
+    columns += [name for name in fields if name not in columns and _is_kept(name, settings)]
+    listed = [] if isinstance(settings.keep_columns, str) else list(settings.keep_columns)
+    for name in listed:
+        if all(field_type(head.schema, name) is None for head in filled.values()):
+            require_column(name, "keep_columns", pa.schema(list(fields.values())), source, settings)
+    nested = [name for name in (settings.hash_column, *listed) if name is not None and name not in columns]
+    columns += dict.fromkeys(nested)
+    names = _names(columns, list(fields), 1 if settings.caption_column is None else 2)
     chosen: list[ListColumns] = []
     kinds: dict[str, pa.DataType] = {}
     origins: dict[str, str] = {}
     for path, head in filled.items():
-        for field in head.schema:
-            if field.name in columns:
-                kinds[field.name] = _unify(path, field, kinds, origins)
-        fields = [(name, kinds[column]) for column, name in zip(columns, names, strict=True) if column in kinds]
-        schema = pa.schema([(name, pa.string() if kind == pa.null() else kind) for name, kind in fields])
-        schema = _as_text(source, schema, wanted)
+        for column in columns:
+            kind = field_type(head.schema, column)
+            if kind is not None:
+                is_captions = column == settings.caption_column and is_list(kind)
+                kinds[column] = _unify(path, column, kind.value_type if is_captions else kind, kinds, origins)
+        pairs = [(name, kinds[column]) for column, name in zip(columns, names, strict=True) if column in kinds]
+        schema = pa.schema([(name, pa.string() if kind == pa.null() else kind) for name, kind in pairs])
+        schema = _as_text(source, schema, wanted, head.schema)
         hashes = names[columns.index(settings.hash_column)] if settings.hash_column is not None else None
         if not chosen or chosen[-1].schema != schema:
             chosen.append(ListColumns(tuple(column for column in columns if column in kinds), schema, hashes))
@@ -145,7 +139,7 @@ def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> 
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column
-        if column in _RESERVED:
+        if column in RESERVED_COLUMNS:
             name, number = f"source_{column}", 2
             while name in available or name in names:
                 name, number = f"source_{column}_{number}", number + 1
@@ -153,27 +147,30 @@ def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> 
     return names
 
 
-def _unify(path: str, field: pa.Field, kinds: dict[str, pa.DataType], origins: dict[str, str]) -> pa.DataType:
-    origin = origins.setdefault(field.name, path)
-    known = kinds.get(field.name, pa.null())
-    kind = unified(known, field.type)
-    if kind is None:
+def _unify(
+    path: str, column: str, kind: pa.DataType, kinds: dict[str, pa.DataType], origins: dict[str, str]
+) -> pa.DataType:
+    origin = origins.setdefault(column, path)
+    known = kinds.get(column, pa.null())
+    joined = unified(known, kind)
+    if joined is None:
         raise InputError(
-            f"{path}: column {field.name!r} is {field.type}, in {origin} it is {known}; store it as one type, or "
+            f"{path}: column {column!r} is {kind}, in {origin} it is {known}; store it as one type, or "
             "leave it out with download.keep_columns"
         )
     if known == pa.null():
-        origins[field.name] = path
-    return kind
+        origins[column] = path
+    return joined
 
 
-def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Schema:
+def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str], stored: pa.Schema) -> pa.Schema:
     """Change the type of the URL and caption columns in a schema to string.
 
     Args:
         source: location of the URL list, for error messages.
         schema: column names, after renaming, and types.
         wanted: column names in the files, keyed by setting.
+        stored: columns of a file, for error messages.
 
     Raises:
         InputError: one of these columns contains neither text nor bytes.
@@ -185,65 +182,102 @@ def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Sc
         kind = schema.field(name).type
         # bytes are accepted, because Impala and old Spark versions do not mark text columns as text
         if not is_text(kind) and not is_bytes(kind):
-            raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another")
+            inner = next((name for name in field_names(stored) if name.startswith(f"{column}.")), None)
+            example = f", such as {shortened(inner)}" if inner is not None else ""
+            raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another{example}")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
     return schema
 
 
-def _looks_like_url(name: str) -> bool:
-    return "://" in name or name.lstrip().startswith("www.")
+def without_partitions(chosen: Sequence[ListColumns], heads: Mapping[str, FileHead]) -> list[ListColumns]:
+    """Return sets of columns without the columns that are stored in the names of folders.
+
+    Earlier versions of priorkit did not read these columns, so that existing shards may lack them. The result is empty
+    if there are no such columns.
+    """
+    partitions = {name for head in heads.values() for name in head.partitions}
+    narrowed = []
+    for columns in chosen:
+        kept = [at for at, source in enumerate(columns.sources) if source not in partitions]
+        if len(kept) < len(columns.sources):
+            schema = pa.schema([columns.schema.field(at) for at in kept])
+            narrowed.append(ListColumns(tuple(columns.sources[at] for at in kept), schema, columns.hash_column))
+    return narrowed
 
 
-def require_headers(heads: Mapping[str, FileHead], url_column: str) -> None:
-    """Check that no file lacks a header. Without a header, the first row would be mistaken for the column names.
+def require_headers(heads: Mapping[str, FileHead], settings: UrlListSettings) -> None:
+    """Check that each file has names for its columns. Without a header, the first row would be mistaken for the names.
 
     Args:
         heads: column names and types of each file, keyed by path.
-        url_column: name of the URL column.
+        settings: configured column names.
 
     Raises:
         InputError: a column name looks like a URL, or the only line of a csv or tsv file does not contain the URL
-            column. The message explains how to add a header.
+            column. The message explains how to name the columns. Also raised if `column_names` has no effect, because
+            no file of the list is a csv or tsv file.
     """
+    if settings.column_names is not None and not any(head.format in _DELIMITED for head in heads.values()):
+        path, head = next(iter(heads.items()))
+        raise InputError(
+            f"{path}: column_names is for csv and tsv files without a header, and this is a {head.format} file; leave "
+            "it out"
+        )
     for path, head in heads.items():
-        _require_header(path, head, url_column)
+        _require_header(path, head, settings)
 
 
-def _require_header(path: str, head: FileHead, url_column: str) -> None:
-    """Check that one file has a header, as described for `require_headers`.
+def _require_header(path: str, head: FileHead, settings: UrlListSettings) -> None:
+    """Check that one file has names for its columns, as described for `require_headers`.
 
     Raises:
-        InputError: the file has no header; the message explains how to add one.
+        InputError: the file has no header; the message explains how to name the columns.
     """
     names = head.schema.names
-    if url_column in names and not _looks_like_url(url_column):
+    if settings.url_column in names and not looks_like_url(settings.url_column):
         return
-    is_text_file = list_format(path) in ("csv", "tsv")
-    url = next((name for name in names if _looks_like_url(name)), None)
+    url = next((name for name in names if looks_like_url(name)), None)
+    if url is not None and head.format in _DELIMITED:
+        raise InputError(
+            f"{path}: the first line is a row and no header, since {shortened(url)} is a URL; name the columns, such "
+            f"as `--column-names {_example_names(names, settings)}` (in a recipe, download.column_names)"
+        )
     if url is not None:
-        line = "the first line is" if is_text_file else "the names of its columns are"
         raise InputError(
-            f"{path}: {line} a row and no header, since {_shortened(url)} is a URL; add a line of names before it, "
-            f"such as {_example_header(path, names)!r}"
+            f"{path}: the names of its columns are a row and no header, since {shortened(url)} is a URL; write the "
+            "file again with names"
         )
-    if is_text_file and names and not head.has_rows:
+    if head.format in _DELIMITED and names and not head.has_rows and settings.column_names is None:
         raise InputError(
-            f"{path}: its only line has no column {url_column!r}; remove the file if that line is a header, or add "
-            "the header that the line lacks"
+            f"{path}: its only line has no column {settings.url_column!r}; remove the file if that line is a header, "
+            "or add the header that the line lacks"
         )
 
 
-def _example_header(path: str, names: Sequence[str]) -> str:
-    others = ["caption", *(f"column{number}" for number in range(3, len(names) + 1))]
-    example, has_url = [], False
-    for name in names:
-        is_url = _looks_like_url(name) and not has_url
-        has_url = has_url or is_url
-        example.append("url" if is_url else others.pop(0) if others else "url")
-    return ("\t" if list_format(path) == "tsv" else ",").join(example)
+def _example_names(row: Sequence[str], settings: UrlListSettings) -> str:
+    """Return names for the columns of a row, as a value of `--column-names`, and further options that are needed.
+
+    The first URL gets the name of the URL column. The other field with the most words gets the name of the caption
+    column.
+    """
+    url = next(at for at, field in enumerate(row) if looks_like_url(field))
+    caption = max((at for at in range(len(row)) if at != url), key=lambda at: len(row[at].split()), default=None)
+    names = [f"column{number}" for number in range(1, len(row) + 1)]
+    names[url] = "url" if looks_like_url(settings.url_column) else settings.url_column
+    if caption is not None and settings.caption_column is not None:
+        names[caption] = settings.caption_column
+    without_captions = " --caption-column null" if caption is None and settings.caption_column is not None else ""
+    return shlex.quote(",".join(names)) + without_captions
 
 
-def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], source: str | None, first: str) -> None:
+def _require_columns(
+    path: str,
+    head: FileHead,
+    wanted: Mapping[str, str],
+    source: str | None,
+    first: str,
+    settings: UrlListSettings,
+) -> None:
     """Check that one file of a URL list has the URL column, and the caption and hash columns if they are configured.
 
     Args:
@@ -252,55 +286,13 @@ def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], sourc
         wanted: names of these columns, keyed by setting, such as `url_column`.
         source: location of the URL list if the file is its first non-empty file; None for all later files.
         first: path of the first non-empty file, for error messages about later files.
+        settings: configured column names.
 
     Raises:
         InputError: the file lacks one of these columns.
     """
     for setting, name in wanted.items():
-        if source is None and name not in head.schema.names:
-            raise InputError(f"{path}: no column {name!r}, which {first} has")
         if source is not None:
-            _require(name, setting, head.schema.names, source)
-
-
-def _require(column: str, setting: str, available: Sequence[str], source: str) -> None:
-    if column in available:
-        return
-    nearest = _suggestion(column, setting, available)
-    hint = f"did you mean {_shortened(nearest)}? " if nearest is not None else ""
-    quoted = [name for name in available if len(name) > 1 and name[0] == name[-1] == '"']
-    if quoted:
-        hint = "its header is quoted: set download.quoting=rfc4180. "
-    shown = [_shortened(name) for name in available[:_SHOWN_COLUMNS]]
-    if len(available) > len(shown):
-        shown.append(f"{len(available) - len(shown)} more")
-    none = ", or null for none; a prior needs captions" if setting == "caption_column" else ""
-    raise InputError(
-        f"{source}: no column {_shortened(column)}; {hint}The list has {', '.join(shown)} (`--set "
-        f"download.{setting}=NAME`{none})"
-    )
-
-
-def _shortened(name: str) -> str:
-    return repr(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
-
-
-def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
-    """Return the column that the user probably meant instead of a missing one, or None if no column is similar.
-
-    The returned name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
-
-    Args:
-        column: configured name, which is missing.
-        setting: name of the setting that contains it, such as `url_column`.
-        available: names of the columns in the URL list.
-    """
-    by_case: dict[str, str] = {}
-    for name in available:
-        by_case.setdefault(name.strip().lower(), name)
-    common = _SYNONYMS.get(setting, ())
-    candidates = [column.strip().lower(), *common]
-    similar = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
-    if column.lower() not in common:
-        candidates[1:1] = similar
-    return next((by_case[name] for name in [*candidates, *similar] if name in by_case), None)
+            require_column(name, setting, head.schema, source, settings)
+        elif field_type(head.schema, name) is None:
+            raise InputError(f"{path}: no column {name!r}, which {first} has")

@@ -31,6 +31,13 @@ class FileCount:
 
     A key is ignored if it does not occur in the first batch of rows, because the columns are chosen from that batch.
     """
+    added: int = 0
+    """Number of rows that were added because a row of the file has several captions."""
+
+    @property
+    def list_rows(self) -> int:
+        """Number of rows of the list that the file has: one for each caption of each of its rows."""
+        return self.rows + self.added
 
     def require(self, rows: int) -> None:
         """Set `whole` to True, and check that the number of rows returned by the reader equals the count.

@@ -12,7 +12,8 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -31,8 +32,59 @@ _QUOTED_REST = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
 _WRONG_COLUMNS = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _QUOTE_HINT = 'a quote inside quoted text is written twice (""); where quotes are plain text, set download.quoting=none'
 
+_WHOLE_URL = re.compile(r"\s*[a-z0-9+]+://\S+\s*", re.IGNORECASE)
+"""Regular expression for a field that contains a URL and nothing else."""
 
-def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCount) -> Iterator[pa.RecordBatch]:
+
+def looks_like_url(text: str) -> bool:
+    """Return True if a field contains a URL rather than a name or a caption."""
+    return "://" in text or text.lstrip().startswith("www.")
+
+
+@dataclass(frozen=True)
+class GivenNames:
+    """Names of the columns of files without a header."""
+
+    names: tuple[str, ...]
+    url_column: str
+    """Name of the column of URLs."""
+
+    def require_fit(self, fields: Sequence[str]) -> None:
+        """Check that the names fit the first row of a file.
+
+        Raises:
+            RowsError: the row has another number of fields, it is a header, or its URL is in another column.
+        """
+        shown = ",".join(self.names)
+        if len(fields) != len(self.names):
+            raise RowsError(
+                f"the first row has {len(fields)} columns, but column_names gives {len(self.names)} ({shown}); "
+                "name each column once, in order"
+            )
+        place = self.names.index(self.url_column) if self.url_column in self.names else None
+        same = sorted(field.strip().lower() for field in fields) == sorted(name.lower() for name in self.names)
+        if same or (place is not None and fields[place].strip().lower().endswith("url")):
+            raise RowsError(f"the first row is a header ({_shown(fields)}); leave out column_names for this list")
+        if place is None:
+            return
+        urls = [at for at, field in enumerate(fields) if _WHOLE_URL.fullmatch(field)]
+        if urls and place not in urls:
+            names = list(self.names)
+            names[place], names[urls[0]] = names[urls[0]], names[place]
+            raise RowsError(
+                f"the URL is in column {urls[0] + 1} of the first row, which column_names calls "
+                f"{self.names[urls[0]]!r}; use --column-names {','.join(names)}"
+            )
+
+
+def _shown(fields: Sequence[str]) -> str:
+    text = ",".join(fields)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_delimited(
+    file: BinaryIO, delimiter: str, quoting: bool, count: FileCount, given: GivenNames | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a csv or tsv file in batches.
 
     All columns are strings, because types inferred from one block may not fit later blocks. The first batch has the
@@ -45,10 +97,12 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
             characters.
         count: row count to update while reading. Rows are counted independently of pyarrow, by line breaks outside
             quotes.
+        given: names of the columns of a file without a header; None if the first row is the header.
 
     Raises:
         RowsError: a quote is never closed, text follows a closing quote, a carriage return is not followed by a
             line feed, or a row is too long or has the wrong number of columns. The message names the line.
+            Also raised if the first row does not fit `given`.
     """
     names: list[str] = []
     rest, line = b"", 1
@@ -61,7 +115,7 @@ def read_delimited(file: BinaryIO, delimiter: str, quoting: bool, count: FileCou
             hint = "; is a quote in it never closed?" if quoting else ""
             raise RowsError(f"line {line:,}: a row has more than 1 MB{hint}")
         block.require_line_ends()
-        if not names and (names := block.take_header()):
+        if not names and (names := block.names(given)):
             yield pa.RecordBatch.from_pylist([], pa.schema([(name, pa.string()) for name in names]))
         if block.rows:
             if not quoting:
@@ -126,7 +180,7 @@ class _Block:
 
     @property
     def rows(self) -> int:
-        """Number of complete rows. Empty lines, and a header that `take_header` has removed, are not counted."""
+        """Number of complete rows. Empty lines, and a header that `names` has removed, are not counted."""
         return len(self._starts)
 
     def _outside(self, offsets: np.ndarray) -> np.ndarray:
@@ -207,17 +261,24 @@ class _Block:
                 "write line ends as \\n or \\r\\n"
             )
 
-    def take_header(self) -> list[str]:
-        """Remove the first row and return its fields, which are the column names.
+    def names(self, given: GivenNames | None) -> list[str]:
+        """Return the column names: the given names, or the fields of the first row, which is then removed.
 
         Return an empty list if the block has no complete row.
+
+        Raises:
+            RowsError: the first row does not fit the given names.
         """
         if not len(self._starts):
             return []
         start, end = int(self._starts[0]), int(self._starts[1]) if len(self._starts) > 1 else self.end
-        self._starts = self._starts[1:]
         text = self.data[start:end].decode("utf-8", "replace").rstrip("\r\n")
-        return next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
+        fields = next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
+        if given is not None:
+            given.require_fit(fields)
+            return list(given.names)
+        self._starts = self._starts[1:]
+        return fields
 
     def parse(self, names: list[str]) -> list[pa.RecordBatch]:
         """Parse the rows of the block and return them in batches. The block must contain at least one row.

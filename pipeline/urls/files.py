@@ -1,4 +1,4 @@
-"""Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally compressed (`.gz`).
+"""Streaming reader for one URL list file: txt, csv, tsv, json, jsonl or parquet, optionally compressed.
 
 Invalid UTF-8 is replaced with U+FFFD. The row is kept, so that later rows keep their row numbers.
 """
@@ -9,33 +9,35 @@ import codecs
 import collections
 import contextlib
 import csv
-import gzip
 import hashlib
 import io
 import shutil
 import tempfile
-import zlib
+import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import plain_type
 from ..contract.file_stamps import path_stamp
+from .addresses import ListFile
+from .compressed import COMPRESSION_ERRORS, MAGIC_BYTES, compression_of, open_compressed
 from .count import FileCount, RowsError
-from .delimited import read_delimited
-from .plain_rows import BATCH_ROWS, json_line, json_values, lines, to_batches
-from .settings import Quoting
+from .delimited import GivenNames, looks_like_url, read_delimited
+from .json_stream import column_rows, json_shape, json_values, rows_under_key
+from .plain_rows import BATCH_ROWS, json_lines, lines, to_batches
+from .remote import open_address
+from .settings import UrlListSettings
 
-FORMATS = ("parquet", "csv", "tsv", "txt", "jsonl", "json")
 READ_ERRORS = (
-    pa.ArrowException, OSError, EOFError, ValueError, OverflowError, RecursionError, csv.Error, zlib.error
+    pa.ArrowException, ValueError, OverflowError, RecursionError, csv.Error, zipfile.BadZipFile, *COMPRESSION_ERRORS
 )  # fmt: skip
-"""Exceptions that pyarrow, gzip, json and text decoders raise if a file is damaged or has the wrong extension."""
+"""Exceptions that pyarrow, json, and the decoders of text and of compressed files raise if a file is damaged or has the
+wrong extension."""
 
 _BUFFER_BYTES = 1 << 20
 """Read buffer size in bytes."""
@@ -46,12 +48,8 @@ _MAX_HASHED_BYTES = 16 << 20
 samples of the data."""
 _SAMPLES, _SAMPLE_BYTES = 4, 1 << 16
 """Number of samples of a Parquet file larger than `_MAX_HASHED_BYTES`, and the size of each sample in bytes."""
-_FOREIGN = {
-    codecs.BOM_UTF16_LE: "it is UTF-16; store it as UTF-8",
-    codecs.BOM_UTF16_BE: "it is UTF-16; store it as UTF-8",
-    b"\x1f\x8b": "it is compressed; add .gz to its name",
-}
-"""Error messages for files that cannot be read as text, keyed by the first two bytes of the file."""
+_PEEK_BYTES = 256
+"""Number of bytes at the start of a text file that are checked for signs of other formats."""
 
 Unwanted = Callable[[int, int], bool]
 """Function that takes row numbers `first` and `last`, and returns True if rows `first` to `last - 1`, inclusive, can be
@@ -101,44 +99,45 @@ class FileHead:
     has_rows: bool
     mark: ListMark | None
     """Mark of an uncompressed Parquet file; None for any other file, whose rows must be read to detect changes."""
+    format: str
+    """Format of the file, such as `csv`."""
+    partitions: tuple[str, ...] = ()
+    """Names of the columns that are stored in the names of the file's folders, and not in the file."""
 
 
-def list_format(path: str) -> str:
-    """Return the extension of a file in lower case, ignoring a final `.gz`: for example, `csv` for `urls.CSV.gz`.
-
-    The extension may be missing from `FORMATS`, in which case the file cannot be read as a URL list.
-    """
-    return path.removesuffix(".gz").rpartition(".")[2].lower()
+def list_mark(path: str) -> ListMark:
+    """Return the row count, size and hash of an uncompressed Parquet file. Large files are read only in part."""
+    return _footer(path)[0]
 
 
-def list_mark(path: str) -> ListMark | None:
-    """Return the row count, size and hash of an uncompressed Parquet file; None for any other file.
-
-    Large files are read only in part.
-    """
-    return _footer(path)[0] if path.endswith(".parquet") else None
-
-
-def file_head(path: str, quoting: Quoting) -> FileHead:
+def file_head(file: ListFile, settings: UrlListSettings) -> FileHead:
     """Return the columns of a URL list file, and its row count, size and hash if it is an uncompressed Parquet file.
 
-    Large files are read only in part.
+    Large files are read only in part, except column-wise JSON files.
     """
-    if path.endswith(".parquet"):
-        mark, schema = _footer(path)
-        return FileHead(_plain_schema(schema), mark.rows > 0, mark)
+    if file.format == "parquet" and file.compression is None:
+        mark, schema = _footer(file.location)
+        return _head(file, schema, mark.rows > 0, mark)
     schema = pa.schema([])
-    with contextlib.closing(_read_stored(path, _skip_nothing, quoting, FileCount())) as batches:
+    with contextlib.closing(_read_stored(file, settings, _skip_nothing, FileCount())) as batches:
         for batch in batches:
             assert not isinstance(batch, int)
-            schema = _plain_schema(batch.schema)
+            schema = batch.schema
             if batch.num_rows:
-                return FileHead(schema, True, None)
-    return FileHead(schema, False, None)
+                return _head(file, schema, True, None)
+    return _head(file, schema, False, None)
+
+
+def _head(file: ListFile, stored: pa.Schema, has_rows: bool, mark: ListMark | None) -> FileHead:
+    schema = _plain_schema(stored)
+    partitions = tuple(name for name, _ in file.partitions if name not in schema.names)
+    for name in partitions:
+        schema = schema.append(pa.field(name, pa.string()))
+    return FileHead(schema, has_rows, mark, file.format, partitions)
 
 
 def _footer(path: str) -> tuple[ListMark, pa.Schema]:
-    fs, plain_path = fsspec.core.url_to_fs(path)
+    fs, plain_path = open_address(path)
     size = int(fs.size(plain_path))
     stamp = path_stamp(fs, plain_path) if size > _MAX_HASHED_BYTES else None  # taken before the first read
     tail = fs.cat_file(plain_path, start=max(0, size - _TAIL_BYTES), end=size)
@@ -156,7 +155,8 @@ def _footer(path: str) -> tuple[ListMark, pa.Schema]:
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    if repeated := [name for name, number in collections.Counter(schema.names).items() if number > 1]:
+    repeated = [name for name, number in collections.Counter(schema.names).items() if number > 1]
+    if repeated and not any(map(looks_like_url, schema.names)):  # a row instead of a header is reported as such
         raise RowsError(f"column {repeated[0]!r} is named twice; rename or remove one of the two")
     return pa.schema([(field.name, plain_type(field.type)) for field in schema])
 
@@ -166,17 +166,18 @@ def _skip_nothing(first: int, last: int) -> bool:
 
 
 def read_file(
-    path: str, unwanted: Unwanted = _skip_nothing, quoting: Quoting = "auto", count: FileCount | None = None
+    file: ListFile, settings: UrlListSettings, unwanted: Unwanted = _skip_nothing, count: FileCount | None = None
 ) -> Iterator[pa.RecordBatch | int]:
     """Read a URL list file and yield its rows in batches. In place of skipped rows, yield their number as an integer.
 
-    The batches have all columns of the file, with their original names.
+    The batches have all columns of the file, with their original names, and the columns that are stored in the names
+    of its folders.
 
     Args:
-        path: path or URL of the file.
+        file: file to read.
+        settings: names of columns and quoting rules.
         unwanted: function that returns True for a range of rows to skip. It is called for each row group of a Parquet
             file. Other files are always read in full.
-        quoting: quoting rules for csv and tsv files.
         count: row count to update while reading. After the last row, it is compared with the number of rows that were
             yielded or skipped.
 
@@ -186,36 +187,105 @@ def read_file(
     """
     count = FileCount() if count is None else count
     rows = 0
-    for part in _read_stored(path, unwanted, quoting, count):
+    for part in _read_stored(file, settings, unwanted, count):
         rows += part if isinstance(part, int) else part.num_rows
-        yield part
+        yield part if isinstance(part, int) else _with_partitions(part, file)
     count.require(rows)
 
 
-def _read_stored(
-    path: str, unwanted: Unwanted, quoting: Quoting, count: FileCount
-) -> Generator[pa.RecordBatch | int, None, None]:
-    kind = list_format(path)
-    fs, plain_path = fsspec.core.url_to_fs(path)
-    with fs.open(plain_path, "rb") as raw:
-        if kind == "parquet":
-            yield from _read_parquet(raw, path.endswith(".gz"), unwanted, count)
-            return
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
+def _with_partitions(batch: pa.RecordBatch, file: ListFile) -> pa.RecordBatch:
+    missing = [(name, value) for name, value in file.partitions if name not in batch.schema.names]
+    if not missing:
+        return batch
+    columns = [pa.repeat(pa.scalar(value, pa.string()), batch.num_rows) for _, value in missing]
+    names = [*batch.schema.names, *(name for name, _ in missing)]
+    return pa.RecordBatch.from_arrays([*batch.columns, *columns], names=names)
+
+
+@contextlib.contextmanager
+def _open_stored(file: ListFile) -> Iterator[BinaryIO]:
+    """Context manager that opens a file for reading, without decompressing it."""
+    fs, path = open_address(file.location)
+    try:
+        raw = fs.open(path, "rb")
+    except (NotImplementedError, RuntimeError) as error:  # zipfile raises these
+        raise RowsError(f"the archive is encrypted, or compressed in an unknown way ({error})") from error
+    with raw:
+        yield raw
+
+
+@contextlib.contextmanager
+def _open_text(file: ListFile) -> Iterator[Any]:
+    """Context manager that opens a text file as an `io.BufferedReader`, and decompresses it.
+
+    Raises:
+        RowsError: the file has another encoding or another format than its name says.
+    """
+    with _open_stored(file) as raw:
+        plain = raw if file.compression is None else open_compressed(raw, file.compression)
         # remote file objects lack some io methods, which the adapter provides
-        file = cast(BinaryIO, io.BufferedReader(_Readable(file), _BUFFER_BYTES))
-        if foreign := _FOREIGN.get(file.peek(2)[:2]):  # type: ignore[attr-defined]
+        buffered = io.BufferedReader(_Readable(plain), _BUFFER_BYTES)
+        if foreign := _foreign(buffered.peek(_PEEK_BYTES)[:_PEEK_BYTES]):
             raise RowsError(foreign)
-        if kind in ("csv", "tsv"):
-            is_quoted = kind == "csv" if quoting == "auto" else quoting == "rfc4180"
-            yield from read_delimited(file, "," if kind == "csv" else "\t", is_quoted, count)
-        elif kind == "txt":
-            yield from to_batches(({"url": line} for _, line in lines(file)), count)
-        elif kind == "jsonl":
-            yield from to_batches((json_line(number, line) for number, line in lines(file)), count)
+        yield buffered
+
+
+def _foreign(start: bytes) -> str | None:
+    """Return an error message if the start of a file shows that it is no text file; otherwise None."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16; store it as UTF-8"
+    if compression := compression_of(start[:MAGIC_BYTES]):
+        return f"it is compressed; add .{compression} to its name"
+    if start.removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return (
+            "it is a web page; use the address of the file itself (on Hugging Face and GitHub, with /resolve/ or /raw/ "
+            "in place of /blob/)"
+        )
+    return None
+
+
+def _read_stored(
+    file: ListFile, settings: UrlListSettings, unwanted: Unwanted, count: FileCount
+) -> Generator[pa.RecordBatch | int, None, None]:
+    if file.format == "parquet":
+        with _open_stored(file) as raw:
+            yield from _read_parquet(raw, file.compression, unwanted, count)
+        return
+    if file.format == "json":
+        yield from to_batches(_json_rows(file, settings.url_column), count)
+        return
+    with _open_text(file) as text:
+        if file.format in ("csv", "tsv"):
+            is_quoted = file.format == "csv" if settings.quoting == "auto" else settings.quoting == "rfc4180"
+            names = settings.column_names
+            given = None if names is None else GivenNames(names, settings.url_column)
+            yield from read_delimited(text, "," if file.format == "csv" else "\t", is_quoted, count, given)
+        elif file.format == "txt":
+            yield from to_batches(({"url": line} for _, line in lines(text)), count)
         else:
-            with io.TextIOWrapper(file, "utf-8-sig", "replace") as text:
-                yield from to_batches(json_values(text), count)
+            yield from to_batches(json_lines(text), count)
+
+
+def _json_rows(file: ListFile, url_column: str) -> Iterator[Any]:
+    """Yield the rows of a JSON file, in whichever way they are arranged."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[io.TextIOWrapper]:
+        with _open_text(file) as stored, io.TextIOWrapper(stored, "utf-8-sig", "replace") as text:
+            yield text
+
+    with _open_text(file) as stored:
+        first = stored.peek(_PEEK_BYTES)[:_PEEK_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    kind, key = "rows", ""
+    if first == b"{":
+        with opened() as text:
+            shape = json_shape(text, url_column)
+            kind, key = shape.kind, shape.key
+    with opened() as text:
+        if kind == "key":
+            yield from rows_under_key(text, key)
+        else:
+            yield from column_rows(text) if kind == "columns" else json_values(text)
 
 
 class _Readable(io.RawIOBase):
@@ -234,21 +304,22 @@ class _Readable(io.RawIOBase):
 
 
 def _read_parquet(
-    raw: BinaryIO, compressed: bool, unwanted: Unwanted, count: FileCount
+    raw: BinaryIO, compression: str | None, unwanted: Unwanted, count: FileCount
 ) -> Iterator[pa.RecordBatch | int]:
     """Read a Parquet file and yield its rows in batches. In place of a skipped row group, yield its number of rows.
 
     Args:
         raw: the open file.
-        compressed: True if the file is compressed with gzip. It is then unpacked to a temporary file before it is read.
+        compression: compression of the file as a whole, or None. A compressed file is unpacked to a temporary file
+            before it is read.
         unwanted: function that returns True for a range of rows to skip. It is called for each row group.
         count: object to store the row count from the Parquet footer in.
     """
     with tempfile.TemporaryFile() as unpacked:
-        if compressed:  # Parquet readers start at the end of the file, and the gzip stream may not be seekable
-            shutil.copyfileobj(gzip.GzipFile(fileobj=raw), unpacked, _BUFFER_BYTES)
+        if compression is not None:  # Parquet readers start at the end of the file, which a stream may not reach
+            shutil.copyfileobj(open_compressed(raw, compression), unpacked, _BUFFER_BYTES)
         # pre_buffer=False: pre-buffering would keep all column chunks of a row group in memory
-        file = open_parquet(unpacked if compressed else raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        file = open_parquet(raw if compression is None else unpacked, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         count.rows = file.metadata.num_rows
         first = 0
         for number in range(file.num_row_groups):

@@ -1,11 +1,10 @@
-"""Readers for txt, json and jsonl files, and conversion of the parsed rows to Arrow batches."""
+"""Readers for txt and jsonl files, and conversion of parsed rows to Arrow batches."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -14,12 +13,6 @@ from .count import FileCount, RowsError
 
 BATCH_ROWS = 10_000
 """Maximum number of rows per Arrow batch."""
-_READ_CHARACTERS = 1 << 20
-"""Number of characters to read from a JSON file at a time."""
-_MAX_VALUE_CHARACTERS = 64 << 20
-"""Maximum length of a JSON value in characters. A longer value is probably not a single row."""
-_SEPARATORS = re.compile(r"[\s,]*")
-"""Regular expression for any number of commas and whitespace characters, which separate JSON values."""
 _KIND_NAMES: dict[type, str] = {
     str: "text", bool: "booleans", int: "numbers", float: "numbers", list: "lists", dict: "objects"
 }  # fmt: skip
@@ -57,41 +50,36 @@ def json_line(number: int, line: str) -> Any:
         raise RowsError(f"line {number:,} cannot be read: {error}") from error
 
 
-def json_values(file: TextIO) -> Iterator[Any]:
-    """Yield the values in a file that contains a JSON list or a sequence of JSON values.
-
-    Only a part of the file is in memory at a time.
+def json_lines(file: BinaryIO) -> Iterator[Any]:
+    """Yield the value in each line of a jsonl file.
 
     Raises:
-        ValueError: a value is not valid JSON, or text follows the end of the list.
-        RowsError: a value is longer than `_MAX_VALUE_CHARACTERS`.
+        RowsError: a line is not valid JSON, or the only line is an object that contains all rows.
     """
-    decoder = json.JSONDecoder()
-    buffer = file.read(_READ_CHARACTERS).lstrip()
-    is_list = buffer.startswith("[")
-    buffer = buffer.removeprefix("[")
-    position = 0
-    while True:
-        separator = _SEPARATORS.match(buffer, position)
-        assert separator is not None
-        position = separator.end()
-        if is_list and buffer.startswith("]", position):
-            if (buffer[position + 1 :] + file.read(_READ_CHARACTERS)).strip():
-                raise ValueError("there is more after the end of the list")
-            return
-        try:
-            value, position = decoder.raw_decode(buffer, position)
-        except ValueError:
-            more = file.read(_READ_CHARACTERS)
-            if not more and not is_list and not buffer[position:]:
-                return
-            if len(buffer) - position > _MAX_VALUE_CHARACTERS:
-                raise RowsError("a JSON value has more than 64 MB; write a list of objects, one for each row") from None
-            if not more:
-                raise
-            buffer, position = buffer[position:] + more, 0
-            continue
+    count = 0
+    value: Any = None
+    for number, line in lines(file):
+        value = json_line(number, line)
+        count += 1
         yield value
+    if count == 1 and isinstance(value, dict):
+        _require_row(value)
+
+
+def _require_row(value: dict[str, Any]) -> None:
+    """Check that the only JSON object in a jsonl file is one row, and does not contain all rows of the list.
+
+    An object is rejected if at least one value is a non-empty list, and no value is a string that contains `://`.
+
+    Args:
+        value: the object.
+
+    Raises:
+        RowsError: the object contains all rows.
+    """
+    has_lists = any(isinstance(items, list) and items for items in value.values())
+    if has_lists and not any(isinstance(text, str) and "://" in text for text in value.values()):
+        raise RowsError("its only line is one object that holds all rows; name it .json, and its rows are read")
 
 
 def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch]:
@@ -105,8 +93,7 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
         count: object that counts the rows, and the rows with each ignored key.
 
     Raises:
-        RowsError: a row is neither a string nor a dictionary, the only value in the file is an object that contains all
-            rows, or the values of a column have incompatible types.
+        RowsError: a row is neither a string nor a dictionary, or the values of a column have incompatible types.
     """
     batch: list[dict[str, Any]] = []
     names: list[str] = []
@@ -121,35 +108,8 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
             names = names or _keys(batch)
             yield _to_batch(batch, names, count)
             batch = []
-    if count.rows == 1:
-        _require_row(batch[0])
     if batch:
         yield _to_batch(batch, names or _keys(batch), count)
-
-
-def _require_row(value: dict[str, Any]) -> None:
-    """Check that the only JSON object in a file is one row, and does not contain all rows of the list.
-
-    An object is rejected if at least one value is a non-empty list, and no value is a string that contains `://`.
-
-    Args:
-        value: the object.
-
-    Raises:
-        RowsError: the object contains all rows. The message explains how to store each row as a separate object.
-    """
-    lists = {name: items for name, items in value.items() if isinstance(items, list) and items}
-    if not lists or any(isinstance(text, str) and "://" in text for text in value.values()):
-        return
-    for name, items in lists.items():
-        if isinstance(items[0], dict):
-            raise RowsError(
-                f"its rows are inside {name!r}; write that list alone, as `jq .{name} FILE > rows.json` does"
-            )
-    raise RowsError(
-        "it is one object of columns, not one for each row; "
-        "pandas.DataFrame(json.load(open(FILE))).to_parquet('rows.parquet') writes it as rows"
-    )
 
 
 def _keys(rows: list[dict[str, Any]]) -> list[str]:

@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from ..contract.arrow.columns import plain_column
-from ..contract.arrow.types import COLUMN_ERRORS
-from ..contract.listing import list_files
-from ..contract.storage import open_location
+from ..contract.arrow.types import COLUMN_ERRORS, plain_type
 from ..errors import InputError
-from .columns import ListColumns, choose_columns, require_headers
+from .addresses import ListFile, find_files
+from .columns import ListColumns, choose_columns, require_headers, without_partitions
 from .count import FileCount, RowsError
 from .digest import rows_digest
-from .files import FORMATS, READ_ERRORS, FileHead, ListMark, file_head, list_format, read_file
-from .settings import Quoting, UrlListSettings
+from .files import READ_ERRORS, FileHead, ListMark, file_head, read_file
+from .guess import guess_columns
+from .nested import field_type, find_column, is_list, repeat_rows
+from .remote import shown_address
+from .settings import UrlListSettings
 
 _MARK_THREADS = 16
 """Number of threads that read file headers and footers in parallel. Each file takes a few requests, which are slow on
@@ -36,7 +38,7 @@ class UrlList:
     """
 
     source: str
-    files: tuple[str, ...]
+    files: tuple[ListFile, ...]
     columns: ListColumns
     earlier: tuple[ListColumns, ...]
     """Sets of columns that the list had when it consisted of only the first file, the first two files, and so on.
@@ -45,8 +47,16 @@ class UrlList:
     one of these sets.
     """
     marks: tuple[ListMark | None, ...]
-    """Row count, size and hash of each uncompressed Parquet file; None for any other file."""
-    quoting: Quoting
+    """Row count, size and hash of each uncompressed Parquet file; None for any other file.
+
+    All items are None if a row can have several captions, because the files then have fewer rows than the list.
+    """
+    settings: UrlListSettings
+    """Settings for reading the files, with the guessed columns."""
+    guessed: dict[str, str]
+    """Guessed columns, keyed by the setting that they replace, such as `url_column`."""
+    has_several_captions: bool
+    """True if the rows of a file can have several captions, each of which becomes a row of the list."""
     counts: dict[str, FileCount] = field(default_factory=dict, compare=False)
     """Row count of each file that has been read, keyed by path."""
 
@@ -62,6 +72,7 @@ class UrlList:
         - `renamed_columns`: new names of renamed columns, keyed by the original name.
         - `quoted_fields`: number of fields whose enclosing quotes were kept as part of the text.
         - `late_keys`: number of rows with each ignored JSON key, keyed by the JSON key.
+        - `guessed_columns`: guessed columns, keyed by the setting that they replace.
 
         Quoted fields or ignored keys suggest that the list was misread.
         """
@@ -73,6 +84,7 @@ class UrlList:
             "renamed_columns": self.columns.renamed,
             "quoted_fields": sum(count.quoted_fields for count in self.counts.values()),
             "late_keys": dict(left_out.most_common()),
+            "guessed_columns": self.guessed,
         }
 
     @property
@@ -83,11 +95,11 @@ class UrlList:
         counted while they are read, so the total is unknown until every such file has been read to its end.
         """
         total = 0
-        for path, mark in zip(self.files, self.marks, strict=True):
-            count = self.counts.get(path)
+        for file, mark in zip(self.files, self.marks, strict=True):
+            count = self.counts.get(file.path)
             if mark is None and (count is None or not count.whole):
                 return None
-            total += mark.rows if mark is not None else count.rows if count is not None else 0
+            total += mark.rows if mark is not None else count.list_rows if count is not None else 0
         return total
 
     @property
@@ -167,49 +179,65 @@ class UrlList:
                 of the list can be skipped.
         """
         row = 0
-        for path, mark in zip(self.files, self.marks, strict=True):
+        for file, mark in zip(self.files, self.marks, strict=True):
             if mark is not None and unwanted(row, row + mark.rows):
                 row += mark.rows
                 yield mark.rows
                 continue
-            yield from self._file_parts(path, row, unwanted)
-            row += self.counts[path].rows
+            yield from self._file_parts(file, row, unwanted)
+            row += self.counts[file.path].list_rows
 
     def _file_parts(
-        self, path: str, start: int, unwanted: Callable[[int, int], bool]
+        self, file: ListFile, start: int, unwanted: Callable[[int, int], bool]
     ) -> Iterator[pa.RecordBatch | int]:
         count = FileCount()
-        try:
-            for part in read_file(path, lambda first, last: unwanted(start + first, start + last), self.quoting, count):
-                yield part if isinstance(part, int) else self._arranged(path, part)
-        except READ_ERRORS as error:
-            raise _unreadable(path, error) from error
-        self.counts[path] = count
 
-    def _arranged(self, path: str, batch: pa.RecordBatch) -> pa.RecordBatch:
+        def is_unwanted(first: int, last: int) -> bool:
+            # the rows of a file with several captions per row are more rows of the list
+            return not self.has_several_captions and unwanted(start + first, start + last)
+
+        try:
+            for part in read_file(file, self.settings, is_unwanted, count):
+                yield part if isinstance(part, int) else self._arranged(file, part, count)
+        except READ_ERRORS as error:
+            raise _unreadable(file, error) from error
+        self.counts[file.path] = count
+
+    def _arranged(self, file: ListFile, batch: pa.RecordBatch, count: FileCount) -> pa.RecordBatch:
         """Convert a batch that was read from one file, so that it has the columns of the whole list.
 
         The columns are selected, renamed, converted to the list's types, and reordered to match the list. Columns that
-        the file lacks are filled with nulls.
+        the file lacks are filled with nulls. A row with several captions becomes several rows.
 
         Args:
-            path: path of the file, for error messages.
+            file: file that the batch was read from, for error messages.
             batch: rows with the columns of the file.
+            count: row count of the file, which is updated if rows are added.
 
         Raises:
             InputError: a value cannot be converted to the type of its column.
         """
-        columns = []
-        for name, kind in zip(self.columns.sources, self.schema.types, strict=True):
-            try:
-                index = batch.schema.get_field_index(name)
-                columns.append(plain_column(batch.column(index), kind) if index >= 0 else pa.nulls(len(batch), kind))
-            except COLUMN_ERRORS as error:
-                raise InputError(
-                    f"{path}: column {name!r} is {kind} in the first rows of "
-                    f"the list, which later ones do not fit ({error}); store it as one type, or leave it out with "
-                    "download.keep_columns"
-                ) from error
+        columns: list[pa.Array] = []
+        lists: int | None = None
+        try:
+            for at, (name, kind) in enumerate(zip(self.columns.sources, self.schema.types, strict=True)):
+                column = find_column(batch, name)
+                if column is None:
+                    columns.append(pa.nulls(len(batch), kind))
+                elif self.schema.field(at).name == "caption" and is_list(plain_type(column.type)):
+                    lists = at
+                    columns.append(column)
+                else:
+                    columns.append(plain_column(column, kind))
+            if lists is not None:
+                name, kind = self.columns.sources[lists], pa.string()
+                columns = repeat_rows(columns, lists)
+                count.added += len(columns[lists]) - batch.num_rows
+        except COLUMN_ERRORS as error:
+            raise InputError(
+                f"{file.path}: column {name!r} is {kind} in the first rows of the list, which later ones do not fit "
+                f"({error}); store it as one type, or leave it out with download.keep_columns"
+            ) from error
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def had_digest(self, table: pa.Table, digest: str) -> bool:
@@ -244,62 +272,43 @@ def open_url_list(source: str, settings: UrlListSettings) -> UrlList:
     """Open a URL list: find its files, read and check their columns, and return the list. Rows are not read yet.
 
     Args:
-        source: path or URL of a file, or of a folder that contains files.
+        source: path or URL of a file, of a folder that contains files, or of the files that a pattern matches; see
+            `find_files`.
         settings: column names and quoting rules.
 
     Raises:
         InputError: the list is missing, empty or unreadable, or a configured column is missing.
     """
-    _require_plain_address(source)
-    fs, path = open_location(source)
-    # `isfile` is called before `isdir`, because `isdir` would download the file at an HTTP address
-    if list_format(path) in FORMATS and fs.isfile(path):
-        files = [fs.unstrip_protocol(path)]
-    elif fs.isdir(path):
-        names = [name for name in list_files(fs, path) if list_format(name) in FORMATS]
-        files = [fs.unstrip_protocol(f"{path.rstrip('/')}/{name}") for name in names]
-        if not files:
-            raise InputError(f"{source}: no list of URLs in this folder (looked for {', '.join(FORMATS)}, also .gz)")
-    elif not fs.exists(path):
-        raise InputError(f"{source}: no such file or folder; name a list of URLs ({', '.join(FORMATS)})")
-    else:
-        raise InputError(f"{source}: unknown kind of list; known endings are {', '.join(FORMATS)}, also with .gz")
+    files = find_files(source)
+    source = shown_address(source)
     with ThreadPoolExecutor(_MARK_THREADS) as threads:
-        heads = dict(zip(files, threads.map(lambda name: _head(name, settings.quoting), files), strict=True))
-    require_headers(heads, settings.url_column)
+        known = list(threads.map(lambda file: _head(file, settings), files))
+    heads = {file.path: head for file, head in zip(files, known, strict=True)}
+    require_headers(heads, settings)
     if not any(head.has_rows for head in heads.values()):
         raise InputError(f"{source}: the list is empty; it needs at least one row with a URL")
-    *earlier, columns = choose_columns(source, heads, settings)
-    marks = tuple(head.mark for head in heads.values())
-    return UrlList(source, tuple(files), columns, tuple(earlier), marks, settings.quoting)
+    guessed: dict[str, str] = {}
+    if settings.guess_columns:
+        guessed = guess_columns(settings, next(head.schema for head in heads.values() if head.has_rows))
+        settings = settings.model_copy(update=guessed)
+    chosen = choose_columns(source, heads, settings)
+    *earlier, columns = chosen
+    earlier += without_partitions(chosen, heads)
+    several = any(_has_captions_in_lists(head.schema, settings.caption_column) for head in heads.values())
+    marks = tuple(None if several else head.mark for head in heads.values())
+    return UrlList(source, tuple(files), columns, tuple(earlier), marks, settings, guessed, several)
 
 
-def _require_plain_address(source: str) -> None:
-    """Check that the address of a URL list ends with a file name, from which the format of the list is determined.
-
-    An address with `::` (fsspec's URL chaining) is rejected, and so is an HTTP address with a query (`?`).
-
-    Raises:
-        InputError: the address has `::` or a query. The message explains how to read the list anyway.
-    """
-    if "::" in source:
-        raise InputError(f"{source}: chained addresses (::) are not read; unpack the list first, and name the file")
-    scheme, separator, rest = source.partition("://")
-    name, mark, _ = rest.partition("?")
-    if separator and mark and scheme in ("http", "https"):
-        kind = list_format(name)
-        target = name.rpartition("/")[2] if kind in FORMATS else "urls.csv"
-        raise InputError(
-            f"{source}: addresses with a query (?) are not read; download the list first (curl -L -o {target} "
-            f"{scheme}://...), and name the file"
-        )
+def _has_captions_in_lists(schema: pa.Schema, caption_column: str | None) -> bool:
+    kind = None if caption_column is None else field_type(schema, caption_column)
+    return kind is not None and is_list(kind)
 
 
-def _head(path: str, quoting: Quoting) -> FileHead:
+def _head(file: ListFile, settings: UrlListSettings) -> FileHead:
     try:
-        return file_head(path, quoting)
+        return file_head(file, settings)
     except READ_ERRORS as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(file, error) from error
 
 
 def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
@@ -312,11 +321,11 @@ def _to_table(batches: list[pa.RecordBatch]) -> pa.Table:
     return table.take(pa.array(np.arange(table.num_rows))).combine_chunks()
 
 
-def _unreadable(path: str, error: BaseException) -> InputError:
+def _unreadable(file: ListFile, error: BaseException) -> InputError:
     if isinstance(error, InputError):
         return error
     if isinstance(error, RowsError):
-        return InputError(f"{path}: cannot be read as {list_format(path)}: {error}")
+        return InputError(f"{file.path}: cannot be read as {file.format}: {error}")
     return InputError(
-        f"{path}: cannot be read as {list_format(path)} ({error}); is it complete, and named as what it is?"
+        f"{file.path}: cannot be read as {file.format} ({error}); is it complete, and named as what it is?"
     )

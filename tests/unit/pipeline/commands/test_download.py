@@ -10,7 +10,7 @@ from priorkit.pipeline.commands.download import _show_statistics
 
 
 def statistics(**changed: Any) -> dict[str, Any]:
-    notes = {"rows": None, "renamed_columns": {}, "quoted_fields": 0, "late_keys": {}}
+    notes = {"rows": None, "renamed_columns": {}, "quoted_fields": 0, "late_keys": {}, "guessed_columns": {}}
     plain = {
         "errors": {},
         "hosts": {},
@@ -53,9 +53,11 @@ def test_notes_about_the_list_are_rows(capsys: pytest.CaptureFixture[str]) -> No
         "renamed_columns": {"key": "source_key"},
         "quoted_fields": 7,
         "late_keys": {"size": 2},
+        "guessed_columns": {"url_column": "URL"},
     }
     _show_statistics(statistics(notes=notes))
     rows = lines(capsys)
     assert rows[0] == ["rows by an independent count", "5,000"]
+    assert ["column used as url", "URL"] in rows
     assert ["column key, whose name is ours, is kept as", "source_key"] in rows
     assert ["rows whose key size is left out, since it begins after 10,000 rows", "2"] in rows

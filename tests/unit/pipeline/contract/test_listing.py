@@ -145,4 +145,4 @@ def test_a_folder_of_lists_follows_the_same_rule(tmp_path: Path) -> None:
     (tmp_path / "in/linked").symlink_to("../more")
     (tmp_path / "in/a b.txt").write_text("https://example.com/a.jpg\n")
     found = open_url_list(str(tmp_path / "in"), DownloadSettings(caption_column=None))
-    assert [file.rpartition("/in/")[2] for file in found.files] == ["a b.txt", "linked/c.txt"]
+    assert [file.path.rpartition("/in/")[2] for file in found.files] == ["a b.txt", "linked/c.txt"]

@@ -113,9 +113,11 @@ def test_no_is_a_resize_mode_in_yaml() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("list.tsv", "a bus\thttp://h/0.jpg\na car\thttp://h/1.jpg\n", "such as 'caption\\turl'"),
-        ("list.csv", "http://h/0.jpg\nhttp://h/1.jpg\n", "such as 'url'"),
-        ("list.csv", "http://h/0.jpg,a bus\n", "such as 'url,caption'"),
+        ("list.tsv", "a bus\thttp://h/0.jpg\na car\thttp://h/1.jpg\n", "--column-names caption,url`"),
+        ("list.csv", "http://h/0.jpg\nhttp://h/1.jpg\n", "--column-names url --caption-column null`"),
+        ("list.csv", "http://h/0.jpg,a bus\n", "--column-names url,caption`"),
+        ("list.tsv", "7\thttp://h/0.jpg\ta red bus\ten\n", "--column-names column1,url,caption,column4`"),
+        ("list.tsv", "http://h/0.jpg\thttp://h/0.jpg\n", "--column-names url,caption`"),
     ],
 )
 def test_a_first_row_that_is_no_header_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -241,25 +243,173 @@ def test_keys_that_begin_too_late_are_counted(tmp_path: Path) -> None:
     assert urls.notes()["late_keys"] == {"late": 3}
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({"image_urls": URLS, "captions": URLS}, "it is one object of columns, not one for each row"),
-        ({"info": {}, "annotations": [{"url": URLS[0]}]}, "its rows are inside 'annotations'"),
-    ],
-)
-def test_the_error_for_json_of_another_shape_explains_rows(tmp_path: Path, value: Any, message: str) -> None:
+def test_column_wise_json_is_read(tmp_path: Path) -> None:
+    """SBU Captions is one object of columns."""
+    captions = [f"c{number}" for number in range(5)]
+    (tmp_path / "list.json").write_text(
+        json.dumps({"image_urls": URLS, "user_ids": list("abcde"), "captions": captions})
+    )
+    settings = {"url_column": "image_urls", "caption_column": "captions"}
+    urls = open_list(tmp_path / "list.json", **settings)
+    expected = [
+        {"url": url, "caption": caption, "user_ids": user}
+        for url, caption, user in zip(URLS, captions, "abcde", strict=True)
+    ]
+    assert rows_of(urls) == expected
+    assert urls.counted_rows == 5
+    assert "did you mean 'image_urls'?" in refusal(tmp_path / "list.json")
+    assert rows_of(open_list(tmp_path / "list.json", guess_columns=True)) == expected
+
+
+def test_json_rows_under_a_key_are_read(tmp_path: Path) -> None:
+    """RedCaps has its rows under `annotations`."""
+    rows = [{"image_id": number, "url": url, "caption": "c"} for number, url in enumerate(URLS)]
+    value = {"info": {"url": "http://site"}, "licences": [{"id": 1}], "annotations": rows}
     (tmp_path / "list.json").write_text(json.dumps(value))
-    assert message in refusal(tmp_path / "list.json", caption_column=None)
+    assert [row["url"] for row in rows_of(open_list(tmp_path / "list.json"))] == URLS
     (tmp_path / "list.json").write_text(json.dumps([{"url": URLS[0], "tags": ["a"], "faces": [{"x": 1}]}]))
     assert rows_of(open_list(tmp_path / "list.json", caption_column=None))[0]["tags"] == ["a"]
 
 
-def test_the_error_for_unsupported_addresses_names_the_fix(tmp_path: Path) -> None:
-    for address, hint in (
-        ("http://h/c.csv?download=true", "curl -L -o c.csv"),
-        ("https://h/list?id=7", "curl -L -o urls.csv"),
-        ("zip://c.csv::c.zip", "unpack the list first"),
-    ):
-        with pytest.raises(InputError, match=hint):
-            open_url_list(address, DownloadSettings())
+def test_one_json_object_with_a_url_is_one_row(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"faces": [{"url": "x"}], "url": URLS[0], "caption": "c"}))
+    assert rows_of(open_list(tmp_path / "list.json")) == [{"url": URLS[0], "caption": "c", "faces": [{"url": "x"}]}]
+
+
+CC3M = "a very typical bus station\thttp://h/0.jpg\nsierra looked stunning\thttp://h/1.jpg\n"
+
+
+def test_column_names_name_the_columns_of_files_without_headers(tmp_path: Path) -> None:
+    (tmp_path / "0.tsv").write_text(CC3M)
+    (tmp_path / "1.tsv").write_text("one more\thttp://h/2.jpg\n")
+    urls = open_list(tmp_path, column_names="caption,url")
+    assert [tuple(row.values()) for row in rows_of(urls)] == [
+        ("http://h/0.jpg", "a very typical bus station"), ("http://h/1.jpg", "sierra looked stunning"),
+        ("http://h/2.jpg", "one more"),
+    ]  # fmt: skip
+    assert urls.counted_rows == 3
+    # the names are the same as those of a header, and so is the digest of the rows
+    (tmp_path / "with").mkdir()
+    (tmp_path / "with/list.tsv").write_text(f"caption\turl\n{CC3M}")
+    tables = [next(opened.shards(2))[1] for opened in (urls, open_list(tmp_path / "with/list.tsv"))]
+    assert rows_digest(tables[0]) == rows_digest(tables[1])
+
+
+def test_column_names_without_effect_or_with_a_header_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "list.parquet", url=URLS, caption=URLS)
+    assert "column_names is for csv and tsv files" in refusal(tmp_path / "list.parquet", column_names="url,caption")
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://h/0.jpg,a\n")
+    said = refusal(tmp_path / "list.csv", column_names="url,caption")
+    assert "list.csv: cannot be read as csv: the first row is a header" in said
+    (tmp_path / "list.tsv").write_text(CC3M)
+    assert "use --column-names caption,url" in refusal(tmp_path / "list.tsv", column_names="url,caption")
+    assert "no column 'url'; did you mean 'link'?" in refusal(tmp_path / "list.tsv", column_names="caption,link")
+
+
+def test_guessed_columns_are_used_and_noted(tmp_path: Path) -> None:
+    urls = open_list(write(tmp_path / "0.parquet", URL=URLS, TEXT=list("abcde"), id=range(5)), guess_columns=True)
+    assert urls.schema.names == ["url", "caption", "id"]
+    assert rows_of(urls)[1] == {"url": URLS[1], "caption": "b", "id": 1}
+    assert urls.notes()["guessed_columns"] == {"url_column": "URL", "caption_column": "TEXT"}
+    plain = open_list(tmp_path / "0.parquet", url_column="URL", caption_column="TEXT")
+    assert plain.notes()["guessed_columns"] == {}
+    assert rows_digest(next(plain.shards(9))[1]) == rows_digest(next(urls.shards(9))[1])
+    assert "no column 'caption'" in refusal(write(tmp_path / "1.parquet", URL=URLS, x=URLS), guess_columns=True)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "jsonl"])
+def test_nested_fields_are_columns(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"image": {"url": url, "sha": {"md5": "m"}}, "texts": {"en": "c", "de": None}} for url in URLS
+    ]
+    rows[1]["image"] = None
+    path = tmp_path / f"list.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    settings = {"url_column": "image.url", "caption_column": "texts.en", "hash_column": "image.sha.md5"}
+    urls = open_list(path, keep_columns=["texts.de"], **settings)
+    assert (urls.schema.names, urls.columns.hash_column) == (
+        ["url", "caption", "image.sha.md5", "texts.de"], "image.sha.md5"
+    )  # fmt: skip
+    assert rows_of(urls)[:2] == [
+        {"url": URLS[0], "caption": "c", "image.sha.md5": "m", "texts.de": None},
+        {"url": None, "caption": "c", "image.sha.md5": None, "texts.de": None},
+    ]
+    assert open_list(path, **settings).schema.names == ["url", "caption", "image", "texts", "image.sha.md5"]
+    assert "did you mean 'image.url'?" in refusal(path, caption_column=None)
+    assert "set url_column to another, such as 'image.url'" in refusal(path, url_column="image", caption_column=None)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet.gz", "json", "jsonl"])
+def test_each_caption_of_an_image_is_a_row(tmp_path: Path, kind: str) -> None:
+    captions: list[list[str] | None] = [["a", "b"], [], None, ["c"], ["d", "e", "f"]]
+    rows = [
+        {"id": number, "url": url, "caption": texts}
+        for number, (url, texts) in enumerate(zip(URLS, captions, strict=True))
+    ]
+    path = tmp_path / f"list.{kind}"
+    if kind.startswith("parquet"):
+        data = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), data, row_group_size=2)
+        path.write_bytes(gzip.compress(data.getvalue()) if kind.endswith("gz") else data.getvalue())
+    else:
+        path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    urls = open_list(path)
+    assert urls.rows is None
+    found = rows_of(urls)
+    assert [(row["id"], row["caption"]) for row in found] == [
+        (0, "a"), (0, "b"), (1, None), (2, None), (3, "c"), (4, "d"), (4, "e"), (4, "f")
+    ]  # fmt: skip
+    assert [row["url"] for row in found] == [URLS[row["id"]] for row in found]
+    assert urls.counted_rows == urls.notes()["rows"] == 8
+    for unwanted in ({0, 1}, {1}, set()):
+        shards = dict(urls.shards(3, lambda index, unwanted=unwanted: index in unwanted))  # type: ignore[misc]
+        assert {index: table.to_pylist() for index, table in shards.items()} == {
+            index: found[3 * index : 3 * index + 3] for index in {0, 1, 2} - unwanted
+        }
+
+
+def test_captions_may_be_lists_of_objects_or_lists_in_some_files(tmp_path: Path) -> None:
+    rows = [{"url": url, "sentences": [{"raw": "a", "n": 1}, {"raw": "b", "n": 2}]} for url in URLS[:2]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    urls = open_list(tmp_path, caption_column="sentences.raw", keep_columns="none")
+    assert [row["caption"] for row in rows_of(urls)] == ["a", "b", "a", "b"]
+    assert "such as 'sentences.raw'" in refusal(tmp_path, caption_column="sentences")
+    write(tmp_path / "0.parquet", url=["x"], caption=["one"])
+    write(tmp_path / "1.parquet", url=["y"], caption=[["two", "three"]])
+    assert [row["caption"] for row in rows_of(open_list(tmp_path))] == ["one", "two", "three"]
+
+
+def test_a_column_of_lists_of_urls_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.parquet", url=[["a", "b"]], caption=["c"])
+    assert "column 'url' holds list<" in refusal(path)
+
+
+def test_columns_of_hive_partitions_are_kept(tmp_path: Path) -> None:
+    for name, urls in (("lang=de/year=2024/0.parquet", URLS[:1]), ("lang=en/0.parquet", URLS[1:2]), ("0.csv", [])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if urls:
+            write(tmp_path / name, url=urls, caption=urls)
+    (tmp_path / "0.csv").write_text(f"url,caption\n{URLS[2]},c\n")
+    (tmp_path / "lang=en/1.parquet").parent.mkdir(exist_ok=True)
+    write(tmp_path / "lang=en/1.parquet", url=URLS[3:4], caption=URLS[3:4], lang=["own"])
+    rows = rows_of(open_list(tmp_path))
+    assert [(row["url"], row["lang"], row["year"]) for row in rows] == [
+        (URLS[2], None, None), (URLS[0], "de", "2024"), (URLS[1], "en", None), (URLS[3], "own", None)
+    ]  # fmt: skip
+    kept = open_list(tmp_path, keep_columns=["lang"])
+    assert kept.schema.names == ["url", "caption", "lang"]
+
+
+def test_shards_that_lack_the_columns_of_partitions_stay_valid(tmp_path: Path) -> None:
+    """Earlier versions did not read these columns."""
+    (tmp_path / "lang=de").mkdir()
+    write(tmp_path / "lang=de/0.parquet", url=URLS, caption=URLS, size=range(5))
+    ((_, before),) = open_list(tmp_path / "lang=de").shards(9)
+    urls = open_list(tmp_path)
+    ((_, after),) = urls.shards(9)
+    assert (before.column_names, after.column_names) == (["url", "caption", "size"], ["url", "caption", "size", "lang"])
+    assert urls.had_digest(after, rows_digest(before))
+    assert not urls.had_digest(after.slice(1), rows_digest(before))

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from priorkit.pipeline.urls import delimited as url_delimited
 from priorkit.pipeline.urls.count import FileCount, RowsError
-from priorkit.pipeline.urls.delimited import read_delimited
+from priorkit.pipeline.urls.delimited import GivenNames, looks_like_url, read_delimited
 
 
-def read(data: bytes, delimiter: str = ",", *, quoting: bool = True) -> tuple[list[list[str]], FileCount]:
+def read(
+    data: bytes, delimiter: str = ",", *, quoting: bool = True, given: GivenNames | None = None
+) -> tuple[list[list[str]], FileCount]:
     """Return the rows of a file as lists, after a check of their count."""
     count = FileCount()
-    batches = list(read_delimited(io.BytesIO(data), delimiter, quoting, count))
+    batches = list(read_delimited(io.BytesIO(data), delimiter, quoting, count, given))
     rows = [list(row.values()) for batch in batches for row in batch.to_pylist()]
     count.require(len(rows))
     return rows, count
@@ -127,3 +129,42 @@ def test_no_thread_is_left_when_reading_stops(tmp_path: Path) -> None:
 
 def native_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+CC3M = GivenNames(("caption", "url"), "url")
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_a_file_without_a_header_gets_the_given_names(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(url_delimited, "_BLOCK_BYTES", block)
+    data = b"\xef\xbb\xbfa very typical bus station\thttp://h/0.jpg\n\nsecond\thttp://h/1.jpg\n"
+    rows, count = read(data, "\t", quoting=False, given=CC3M)
+    assert rows == [["a very typical bus station", "http://h/0.jpg"], ["second", "http://h/1.jpg"]]
+    assert count.rows == 2
+    batches = list(read_delimited(io.BytesIO(data), "\t", False, FileCount(), CC3M))
+    assert {tuple(batch.schema.names) for batch in batches} == {("caption", "url")}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a\tb\thttp://h/0.jpg", "the first row has 3 columns, but column_names gives 2 \\(caption,url\\)"),
+        ("http://h/0.jpg", "the first row has 1 columns"),
+        ("Caption\tURL", "the first row is a header \\(Caption,URL\\); leave out column_names"),
+        ("url\tcaption", "the first row is a header"),
+        ("TEXT\timage_url", "the first row is a header"),
+        ("http://h/0.jpg\ta", "the URL is in column 1 .* calls 'caption'; use --column-names url,caption"),
+    ],
+)
+def test_given_names_that_do_not_fit_are_refused(row: str, message: str) -> None:
+    with pytest.raises(RowsError, match=message):
+        read(f"{row}\na\thttp://h/1.jpg\n".encode(), "\t", quoting=False, given=CC3M)
+
+
+@pytest.mark.parametrize("row", ["see http://h/0.jpg there\timages/0.jpg", "a\t", "\t", "http://a\thttp://b"])
+def test_given_names_may_fit_rows_of_other_kinds(row: str) -> None:
+    assert read(f"{row}\n".encode(), "\t", quoting=False, given=CC3M)[0] == [row.split("\t")]
+
+
+def test_what_looks_like_a_url() -> None:
+    assert [looks_like_url(text) for text in ("http://a", " www.a.b", "url", "a www.b")] == [True, True, False, False]

@@ -9,7 +9,7 @@ import pytest
 
 from priorkit.pipeline.urls import plain_rows
 from priorkit.pipeline.urls.count import FileCount, RowsError
-from priorkit.pipeline.urls.plain_rows import json_line, json_values, lines, to_batches
+from priorkit.pipeline.urls.plain_rows import json_line, json_lines, lines, to_batches
 
 
 def test_lines_have_numbers_and_no_white_space() -> None:
@@ -21,19 +21,6 @@ def test_a_line_that_is_not_json_is_named_with_its_character() -> None:
     assert json_line(7, '{"url": "a"}') == {"url": "a"}
     with pytest.raises(RowsError, match=r"^line 1,234 is no JSON: Expecting ',' delimiter at character 7$"):
         json_line(1234, '{"a":1')
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 1000])
-@pytest.mark.parametrize("text", ['[ {"a": "]"} , "b", {}, [1, 20] ] \n', '{"a": "]"} "b"\n{} [1, 20]'])
-def test_values_are_the_same_for_any_size_of_reads(monkeypatch: pytest.MonkeyPatch, size: int, text: str) -> None:
-    monkeypatch.setattr(plain_rows, "_READ_CHARACTERS", size)
-    assert list(json_values(io.StringIO(text))) == [{"a": "]"}, "b", {}, [1, 20]]
-
-
-@pytest.mark.parametrize("text", ["[1] 2", "[1", "[1, ,", "{"])
-def test_text_after_a_list_and_incomplete_values_are_errors(text: str) -> None:
-    with pytest.raises(ValueError):
-        list(json_values(io.StringIO(text)))
 
 
 def rows_of(values: list[Any], count: FileCount) -> list[list[dict[str, Any]]]:
@@ -49,12 +36,12 @@ def test_batches_have_the_columns_of_the_first_one(monkeypatch: pytest.MonkeyPat
     assert dict(count.left_out) == {"late": 1}
 
 
-def test_a_value_that_holds_all_rows_is_refused() -> None:
-    with pytest.raises(RowsError, match="its rows are inside 'rows'"):
-        rows_of([{"rows": [{"url": "a"}]}], FileCount())
-    with pytest.raises(RowsError, match="one object of columns"):
-        rows_of([{"url": ["a", "b"]}], FileCount())
-    assert rows_of([{"url": "http://a", "tags": ["x"]}], FileCount()) == [[{"url": "http://a", "tags": ["x"]}]]
+def test_a_line_that_holds_all_rows_is_refused() -> None:
+    for value in (b'{"rows": [{"url": "a"}]}', b'{"url": ["a", "b"]}'):
+        with pytest.raises(RowsError, match="one object that holds all rows; name it"):
+            list(json_lines(io.BytesIO(value)))
+    for value in (b'{"url": "http://a", "tags": ["x"]}', b'{"tags": ["x"]}\n{"tags": ["y"]}', b'["a"]'):
+        assert len(list(json_lines(io.BytesIO(value)))) == value.count(b"\n") + 1
 
 
 def test_mixed_scalars_become_text_and_other_mixtures_are_refused() -> None:

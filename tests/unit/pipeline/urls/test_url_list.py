@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from priorkit.pipeline.urls.digest import rows_digest
 from priorkit.pipeline.urls.url_list import UrlList, open_url_list
 
 from ....conftest import QuietHandler, serving
+from .test_compressed import COMPRESS
 
 ROWS = [
     {"url": "http://h/0.jpg", "caption": "plain", "licence": "cc0"},
@@ -77,12 +79,12 @@ def open_list(path: Path | str, **settings: Any) -> UrlList:
     return open_url_list(str(path), DownloadSettings(**settings))
 
 
-@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("compression", ["", *COMPRESS])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_gives_the_same_rows_and_digest(tmp_path: Path, kind: str, gz: bool) -> None:
+def test_every_format_gives_the_same_rows_and_digest(tmp_path: Path, kind: str, compression: str) -> None:
     data = FORMATS[kind](ROWS)
-    path = tmp_path / (f"list.{kind}.gz" if gz else f"list.{kind}")
-    path.write_bytes(gzip.compress(data) if gz else data)
+    path = tmp_path / f"list.{kind}.{compression}".rstrip(".")
+    path.write_bytes(COMPRESS[compression](data) if compression else data)
     urls = open_list(path, **QUOTED)
     ((_, table),) = urls.shards(100)
     assert table.to_pylist() == ROWS
@@ -233,7 +235,7 @@ def test_an_unknown_column_is_refused_with_the_nearest_and_all_columns(tmp_path:
     assert "no column 'URL_'; did you mean 'url'?" in text
     text = refusal(tmp_path / f"list.{kind}", caption_column="captions", **QUOTED)
     assert "no column 'captions'; did you mean 'caption'?" in text
-    assert "The list has 'url', 'caption', 'licence' (`--set download.caption_column=NAME`, or null" in text
+    assert "The list has 'url', 'caption', 'licence' (`--set download.caption_column=caption`)" in text
 
 
 def test_the_error_for_captions_of_a_text_file_names_the_setting(tmp_path: Path) -> None:
@@ -286,6 +288,10 @@ GZIPPED = gzip.compress(as_delimited(ROWS * 200), mtime=0)
         ("list.csv.gz", b"not compressed"),
         ("list.csv.gz", GZIPPED[: len(GZIPPED) // 2]),
         ("list.csv.gz", GZIPPED[:40] + b"\xff" * 40),
+        ("list.csv.bz2", b"not compressed"),
+        ("list.csv.xz", COMPRESS["xz"](GZIPPED)[:-40]),
+        ("list.csv.zst", COMPRESS["zst"](GZIPPED)[:-40]),
+        ("list.parquet.zst", COMPRESS["zst"](b"PAR1 but no parquet")),
         ("list.json", b"[{"),
         ("list.json", b"5"),
         ("list.json", b'[{"url": "a", "caption": "b"}'),
@@ -523,3 +529,46 @@ def test_a_hash_column_must_be_one_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(as_delimited(ROWS))
     assert "no column 'md5'; The list has" in refusal(tmp_path / "list.csv", hash_column="md5")
     assert "is the column of URLs or captions itself" in refusal(tmp_path / "list.csv", hash_column="caption")
+
+
+def test_a_member_of_an_archive_is_a_list(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "lists.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/list.csv", as_delimited(ROWS[:3]))
+        archive.writestr("a/list.parquet", as_parquet(ROWS[3:]))
+    assert read(f"zip://a/list.csv::{tmp_path}/lists.zip") == ROWS[:3]
+    assert read(f"zip://a::{tmp_path}/lists.zip") == ROWS
+    urls = open_list(f"zip://a/list.parquet::{tmp_path}/lists.zip")
+    assert urls.rows == 4
+    assert urls.unchanged_rows(open_list(f"zip://a/list.parquet::{tmp_path}/lists.zip").marks_json()) == 4
+
+
+def test_an_encrypted_or_damaged_member_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "lists.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("list.csv", as_delimited(ROWS))
+    plain = path.read_bytes()
+    encrypted = bytearray(plain)
+    central = plain.index(b"PK\x01\x02")
+    encrypted[6] |= 1
+    encrypted[central + 8] |= 1
+    path.write_bytes(encrypted)
+    assert "list.csv::" in refusal(f"zip://list.csv::{path}")
+    assert "the archive is encrypted" in refusal(f"zip://list.csv::{path}")
+    path.write_bytes(plain.replace(b"http://h/3.jpg", b"http://h/9.jpg", 1))
+    assert "cannot be read as csv (Bad CRC-32" in refusal(f"zip://list.csv::{path}")
+
+
+def test_a_pattern_is_a_list(tmp_path: Path) -> None:
+    for number, row in enumerate(ROWS):
+        (tmp_path / f"part-{number}.csv").write_bytes(as_delimited([row]))
+    assert read(f"{tmp_path}/part-[1-3].csv") == ROWS[1:4]
+    with fsspec.open("memory://patterns/a/0.jsonl", "wb") as file:
+        file.write(as_jsonl(ROWS))
+    assert read("memory://patterns/*/*.jsonl") == ROWS
+
+
+def test_columns_that_differ_are_found_before_any_row_is_read(tmp_path: Path) -> None:
+    for number, size in enumerate((1, 2, "large")):
+        pq.write_table(pa.table({"url": ["a"], "caption": ["b"], "size": [size]}), tmp_path / f"{number}.parquet")
+    with pytest.raises(InputError, match=r"2\.parquet: column 'size' is string, in .*0\.parquet it is int64"):
+        open_list(tmp_path)
