@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import struct
 
-from ...json_text import parse_json
 from ...images.kinds import is_image
+from ...json_text import parse_json
 from ..outcomes import IMAGE_OUTCOMES, ImageError, ResizedImage
 from .boxes import Boxes
 

@@ -10,7 +10,6 @@ from PIL import Image
 from priorkit.pipeline.contract.samples import IMAGE_EXTENSIONS
 from priorkit.pipeline.images.kinds import image_extension, is_avif, is_image
 
-
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "WEBP": "webp"}
 
 

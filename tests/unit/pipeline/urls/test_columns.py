@@ -278,7 +278,10 @@ def test_the_box_column_is_kept_and_may_be_renamed(tmp_path: Path) -> None:
 
 def test_boxes_of_csv_and_json_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text('url,caption,faces\nhttp://h/0,a,"[[0, 0, 1, 1]]"\nhttp://h/1,b,\n')
-    lines = ['{"url": "http://h/0", "caption": "a", "faces": [[0, 0, 1, 0.5]]}', '{"url": "b", "caption": "", "faces": []}']
+    lines = [
+        '{"url": "http://h/0", "caption": "a", "faces": [[0, 0, 1, 0.5]]}',
+        '{"url": "b", "caption": "", "faces": []}',
+    ]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     assert rows_of(open_list(tmp_path / "list.csv", bbox_column="faces"))[0]["faces"] == "[[0, 0, 1, 1]]"
     assert rows_of(open_list(tmp_path / "list.jsonl", bbox_column="faces"))[0]["faces"] == [[0, 0, 1, 0.5]]
@@ -288,7 +291,11 @@ def test_boxes_of_csv_and_json_are_read(tmp_path: Path) -> None:
     ("column", "settings", "hint"),
     [
         (BOXES, {"bbox_column": "bboxes"}, "no column 'bboxes'; did you mean 'face_bboxes'?"),
-        ([0.5] * 5, {"bbox_column": "face_bboxes"}, "column 'face_bboxes' holds double; boxes are lists of four numbers"),
+        (
+            [0.5] * 5,
+            {"bbox_column": "face_bboxes"},
+            "'face_bboxes' holds double; boxes are lists of four numbers",
+        ),
         ([[0.1, 0.2, 0.3, 0.4]] * 5, {"bbox_column": "face_bboxes"}, "holds list<"),
         (BOXES, {"bbox_column": "caption"}, "bbox_column 'caption' is the column of URLs or captions itself"),
     ],

