@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import errno
 import glob
 import os
 import posixpath
@@ -34,6 +35,9 @@ _THREADS = 64
 _HTTP = re.compile(r"https?:", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 """Scheme of a URL. As in RFC 3986, a relative path whose first part contains a colon is written with `./` before it."""
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError)
+_ABSENT_CODES = (errno.ELOOP, errno.ENAMETOOLONG)
+"""Exceptions and error codes for a path that names no file that can be read. Other failures may be temporary."""
 _ERROR_CHARACTERS = 200
 """Maximum number of characters that an error message quotes from an exception's text."""
 
@@ -158,16 +162,15 @@ class PathReader:
             raise
         except InputError as error:  # the package for this kind of storage is missing
             raise FetchError("bad_scheme", str(error)[:_ERROR_CHARACTERS]) from None
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise FetchError("no_file", f"{location}: {reason}"[:_ERROR_CHARACTERS]) from None
         except Exception as error:  # storage clients raise many exception types
-            raise FetchError("connection", (str(error) or type(error).__name__)[:_ERROR_CHARACTERS]) from None
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            is_absent = isinstance(error, _ABSENT) or getattr(error, "errno", None) in _ABSENT_CODES
+            detail = f"{location}: {reason}"[:_ERROR_CHARACTERS]
+            raise FetchError("no_file" if is_absent else "connection", detail) from None
 
     def _load_local(self, path: str) -> bytes:
         limit = self._settings.max_bytes
-        # opened without blocking, because a named pipe would block until somebody writes to it
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open_without_blocking) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FetchError("no_file", f"{path}: not a regular file"[:_ERROR_CHARACTERS])
@@ -192,6 +195,11 @@ class PathReader:
         if len(body) > self._settings.max_bytes:
             raise FetchError("too_large", f"more than {self._settings.max_bytes} bytes")
         return body
+
+
+def _open_without_blocking(path: str, flags: int) -> int:
+    """Open a file without waiting: a named pipe would block until another process writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _file_path(url: str) -> str:
