@@ -122,7 +122,7 @@ def test_the_same_rows_again_change_nothing_and_a_retry_keeps_the_kinds(
 
 
 def test_boxes_of_the_list_are_blurred(source: str, image_server: ImageServer, tmp_path: Path) -> None:
-    from img2dataset.blurrer import BoundingBoxBlurrer
+    from priorkit.pipeline.download.decoding.resize import _upstream_blurrer
 
     box = [0.25, 0.25, 0.75, 0.75]
     values: list[list[list[float]] | None] = [[box] if number % 2 else [] for number in range(len(BODIES))]
@@ -147,7 +147,7 @@ def test_boxes_of_the_list_are_blurred(source: str, image_server: ImageServer, t
             continue
         pixels = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
         pixels = np.rot90(pixels, 3) if "turned" in row["url"] else pixels  # the box is the same after the rotation
-        hidden = BoundingBoxBlurrer()(np.ascontiguousarray(pixels), [box])
+        hidden = _upstream_blurrer.BoundingBoxBlurrer()(np.ascontiguousarray(pixels), [box])
         assert data == cv2.imencode(".png", hidden, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
         assert not np.array_equal(hidden, pixels)
     exif = {row["url"].rpartition("/")[2]: json.loads(row["exif"]) for row in rows}
@@ -212,7 +212,7 @@ def test_a_list_of_remote_paths(bucket: str, tmp_path: Path) -> None:
     values = [f"{bucket}/data/png.img", "webp.img", "../data/gif.img", "gone.img", "empty.img", "large.img"]
     write_list(tmp_path / "data/list.parquet", values)
     upload(tmp_path / "data", f"{bucket}/data")
-    settings = DownloadSettings.model_validate({**PATH_SETTINGS, "encode_format": "original"})
+    settings = DownloadSettings.model_validate({**PATH_SETTINGS, "image_size": 64, "encode_format": "original"})
     source = f"{bucket}/data/list.parquet"
     result = download(source, str(tmp_path / "images"), settings)
     assert result.counts == {"success": 4, "no_file": 1, "not_image": 1}
