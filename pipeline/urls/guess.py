@@ -23,6 +23,7 @@ _SYNONYMS = {
         "caption_alt_text_description", "sentence", "sentences", "prompt",
     ),
     "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
+    "bbox_column": ("face_bboxes", "bboxes", "bbox", "boxes", "faces"),
 }  # fmt: skip
 """Common column names for each setting, most common first. They are suggested if the configured column is missing."""
 _SHOWN_COLUMNS = 6

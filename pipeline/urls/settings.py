@@ -17,6 +17,7 @@ class UrlListSettings(Settings):
 
     # these say how a list is read; the digest of each shard's rows shows whether the same rows were read
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"column_names", "guess_columns"})
+    later_fields: ClassVar[frozenset[str]] = frozenset({"bbox_column"})
 
     url_column: str = "url"
     """Name of the column that contains the image URL. `a.b` is the field `b` of the objects in column `a`."""
@@ -32,6 +33,9 @@ class UrlListSettings(Settings):
     hash_column: str | None = None
     """Name of the column with the expected MD5, SHA-1, SHA-256 or SHA-512 of each response body, in hexadecimal.
     A download whose body has a different hash counts as failed."""
+    bbox_column: str | None = None
+    """Name of the column with the boxes to blur in each image, such as faces: `[[x_min, y_min, x_max, y_max], ...]` as
+    fractions of the width and height, or the JSON text of such a list. null blurs nothing."""
     keep_columns: Literal["all", "none"] | tuple[str, ...] = "all"
     """Other columns to keep in the shards: `all`, `none`, or a list of names. The default is `all`, because these
     columns take little space."""
@@ -63,3 +67,8 @@ class UrlListSettings(Settings):
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
             return tuple(sorted(set(value))) or "none"
         return value
+
+    @property
+    def reserved_columns(self) -> frozenset[str]:
+        """Names of columns that are added to each row only with these settings. The list's own are renamed."""
+        return frozenset()
