@@ -140,3 +140,14 @@ def test_a_table_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"t.parquet": b"PAR1"})
     with pytest.raises(InputError, match="is no parquet file"):
         shards_of(tmp_path, image=False)
+
+
+def test_a_list_of_captions_is_one_sample(tmp_path: Path) -> None:
+    data = table(image=[b"1", b"2", b"3"], caption=[["a", "b"], None, ["c"]], lang=["en", "de", "fr"])
+    pq.write_table(data, tmp_path / "t.parquet")
+    (found,) = samples_of(tmp_path)
+    assert [(sample.image, sample.captions) for sample in found] == [(b"1", (b"a", b"b")), (b"2", ()), (b"3", (b"c",))]
+    (shard,) = shards_of(tmp_path)
+    (known,) = shard.tables(open_input(str(tmp_path)))
+    assert known is not None
+    assert known.column_names == ["lang", "key"]
