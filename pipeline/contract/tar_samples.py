@@ -73,7 +73,7 @@ def _headers(store: Store, tar_name: str) -> Iterator[tuple[str, Iterable[str]]]
         is_compressed = file.read(len(GZIP_START)) == GZIP_START
         file.seek(0)
         opened = (
-            tarfile.open(fileobj=cast(BinaryIO, gzip.GzipFile(fileobj=file)), mode="r|")
+            tarfile.open(fileobj=cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")), mode="r|")
             if is_compressed
             else tarfile.open(fileobj=file, mode="r:")
         )

@@ -267,4 +267,5 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
             )
         kind = schema.field(column).type
         if not fits(kind) and not pa.types.is_null(kind):  # an all-null column is accepted; its rows fail one by one
-            raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")
+            paths = "; if these are paths, embed the folder of the image files" if is_text(kind) else ""
+            raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}{paths}")

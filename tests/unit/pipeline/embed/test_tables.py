@@ -70,7 +70,7 @@ def test_one_table_may_be_named(tmp_path: Path) -> None:
     [
         ({"image": False, "caption_column": "text"}, "caption_column=text.*it has caption, number"),
         ({"image": False, "caption_column": "number"}, "caption_column=number.*int64.*text"),
-        ({"image_column": "caption"}, "image_column=caption.*string.*binary"),
+        ({"image_column": "caption"}, "image_column=caption.*string.*binary.*embed the folder of the image files"),
     ],
 )
 def test_wrong_columns_are_named(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
