@@ -102,7 +102,7 @@ class SampleFiles:
 
     def sample(self, key: str, members: Mapping[str, bytes | None]) -> Sample:
         """Create a sample from the contents of its files, keyed by extension. The content of a link is None."""
-        names = [extension if content is not None else f"{extension} (a link)" for extension, content in members.items()]
+        names = [name if content is not None else f"{name} (a link)" for name, content in members.items()]
         captions, problem = self.read_captions(members.get(self.caption_extension))
         keys = () if captions or self.caption_key else _json_keys(members.get("json"))
         return Sample(

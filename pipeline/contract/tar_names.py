@@ -11,7 +11,9 @@ _UNPACK_COMMANDS = {
     ".tar.zst": "unzstd", ".tzst": "unzstd", ".tar.lz4": "unlz4",
 }  # fmt: skip
 """Command that unpacks a tar whose compression priorkit does not read, keyed by file extension."""
-_UNPACK_BY_START = {b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd", b"\x04\x22\x4d\x18": "unlz4"}
+_UNPACK_BY_START = {
+    b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd", b"\x04\x22\x4d\x18": "unlz4",
+}  # fmt: skip
 """Command that unpacks a file whose compression priorkit does not read, keyed by the first bytes of the file."""
 GZIP_START = b"\x1f\x8b"
 """First bytes of every gzip file."""

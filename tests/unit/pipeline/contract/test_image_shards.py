@@ -168,7 +168,9 @@ def test_only_the_tars_that_are_named_are_listed(tmp_path: Path) -> None:
 SIDE = [("0000.jpg", b"image 0"), ("0001.jpg", b"image 1"), ("0002.jpg", b"image 2")]
 
 
-def captions_beside(folder: Path, members: list[tuple[str, bytes]], **columns: Any) -> list[tuple[str, tuple[bytes, ...]]]:
+def captions_beside(
+    folder: Path, members: list[tuple[str, bytes]], **columns: Any
+) -> list[tuple[str, tuple[bytes, ...]]]:
     (folder / "a.tar").write_bytes(tar_bytes(members))
     pq.write_table(pa.table(columns), folder / "a.parquet")
     store = Store(str(folder))

@@ -82,7 +82,8 @@ def test_the_first_image_in_the_tar_counts_or_the_first_extension_of_the_list() 
 @pytest.mark.parametrize(
     ("extensions", "keys", "proposal"),
     [
-        (["input.jpg", "outputs.txt"], (), "set embed.image_extensions=[input.jpg]; set embed.caption_extension=outputs.txt"),
+        (["input.jpg", "txt"], (), "set embed.image_extensions=[input.jpg]"),
+        (["a.jpg", "b.txt"], (), "set embed.image_extensions=[a.jpg]; set embed.caption_extension=b.txt"),
         (["jpg", "json"], ("url", "Text"), "set embed.caption_key=Text (its keys are url, Text)"),
         (["jpg", "json"], (), "set embed.caption_key=KEY"),
         (["jpg", "caption"], (), "set embed.caption_extension=caption"),

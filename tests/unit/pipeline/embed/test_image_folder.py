@@ -73,7 +73,8 @@ def test_a_metadata_file_that_describes_no_images_is_ignored(tmp_path: Path) -> 
 
 
 def test_a_column_that_is_not_there_is_named_with_the_others(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no column 'caption'; it has file_name, text, id; set embed\.caption_column=text"):
+    message = r"no column 'caption'; it has file_name, text, id; set embed\.caption_column=text"
+    with pytest.raises(SettingsError, match=message):
         captions(folder_of(tmp_path, "jsonl"))
     with pytest.raises(SettingsError, match="has int64 there, needed is text"):
         captions(tmp_path, caption_column="id")
@@ -134,7 +135,7 @@ def test_a_shard_keeps_its_fingerprint_when_images_follow(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"file_name": null, "text": "a"}\n{"file_name": "b.jpg", "text": "a"}', r"metadata\.jsonl, row 0: no file_name"),
+        ('{"file_name": null, "text": "a"}\n{"file_name": "b", "text": "a"}', r"metadata\.jsonl, row 0: no file_name"),
         ('{"file_name": ', r"metadata\.jsonl is damaged \(line 1 is no JSON"),
         ('["b.jpg"]', "line 1 is no object"),
     ],

@@ -51,7 +51,8 @@ def test_one_tar_or_a_pattern_of_tars_or_tables_is_read(tmp_path: Path) -> None:
     (found,) = samples_of(tmp_path / "part-1.tar")
     assert [sample.key for sample in found] == ["00010", "00011"]
     first, second = shards_of(tmp_path / "part-{0,2}.tar")
-    assert [(shard.name, shard.title) for shard in (first, second)] == [("00000", "part-0.tar"), ("00001", "part-2.tar")]
+    assert (first.name, first.title) == ("00000", "part-0.tar")
+    assert (second.name, second.title) == ("00001", "part-2.tar")
     (joined,) = shards_of(tmp_path / "part-*.tar", rows_per_shard=100)
     assert joined.samples == 6
     assert len(shards_of(tmp_path / "rows-*.parquet", image=False)) == 3

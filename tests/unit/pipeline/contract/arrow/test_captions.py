@@ -51,6 +51,9 @@ def test_text_that_is_not_utf8_is_kept() -> None:
     assert captions_of(pa.chunked_array([column])) == [(b"\xff",)]
 
 
-@pytest.mark.parametrize("kind", [pa.int64(), pa.binary(), pa.list_(pa.int8()), pa.struct([("a", pa.string())])], ids=str)
+OTHERS = [pa.int64(), pa.binary(), pa.list_(pa.int8()), pa.struct([("a", pa.string())])]
+
+
+@pytest.mark.parametrize("kind", OTHERS, ids=str)
 def test_other_columns_hold_no_captions(kind: pa.DataType) -> None:
     assert not holds_captions(kind)
