@@ -16,7 +16,7 @@ from .arrow.types import is_text, require_distinct
 from .file_marks import note_file
 from .known_rows import RowCaptions
 from .manifest import Manifest, damaged_shards, fingerprint, read_manifest
-from .samples import Sample, SampleFiles
+from .samples import DEFAULT_FILES, Sample, SampleFiles
 from .storage import Store
 from .tar_names import START_BYTES, is_tar, number_tars, same_but_number, tar_stem, unpack_command
 from .tar_samples import count_keys, count_samples, read_tar
@@ -38,7 +38,7 @@ class ImageShard:
     """Names of the shard's files in a folder without a manifest; empty if a manifest contains their hashes."""
     tar: str = ""
     """Name of the tar; empty if it is the shard number with the extension `.tar`."""
-    rules: SampleFiles = SampleFiles()
+    rules: SampleFiles = DEFAULT_FILES
     """Rules that identify the image and the captions of a sample."""
     caption_column: str | None = None
     """Column of the shard's table that contains the captions; None to read them from the tar."""
@@ -99,7 +99,7 @@ class ImageShard:
 def list_image_shards(
     store: Store,
     only: Sequence[str] | None = None,
-    rules: SampleFiles | None = None,
+    rules: SampleFiles = DEFAULT_FILES,
     caption_column: str | None = None,
 ) -> list[ImageShard]:
     """Return the image shards in a folder, sorted by number.
@@ -110,7 +110,7 @@ def list_image_shards(
     Args:
         store: folder that contains the tars.
         only: names of the tars to list; None for all.
-        rules: rules that identify the image and the captions of a sample; None for the default rules.
+        rules: rules that identify the image and the captions of a sample.
         caption_column: column of the table next to each tar that contains the captions; None to read them from the tar.
 
     Raises:
@@ -133,9 +133,7 @@ def list_image_shards(
         raise InputError(
             f"{store.url} holds no image shards (*.tar); run `priorkit download` first or name another folder"
         )
-    shards = sorted(shards, key=lambda shard: int(shard.name))
-    if rules is not None:
-        shards = [replace(shard, rules=rules) for shard in shards]
+    shards = [replace(shard, rules=rules) for shard in sorted(shards, key=lambda shard: int(shard.name))]
     return shards if caption_column is None else _with_caption_column(store, shards, caption_column)
 
 
@@ -251,9 +249,7 @@ def _table_captions(store: Store, shard: ImageShard, column: str) -> RowCaptions
     return RowCaptions(keys, captions, samples, shard.table_name)
 
 
-def _caption_rows(
-    store: Store, shard: ImageShard, column: str
-) -> tuple[list[str | None], list[tuple[bytes, ...]]]:
+def _caption_rows(store: Store, shard: ImageShard, column: str) -> tuple[list[str | None], list[tuple[bytes, ...]]]:
     """Return the key and the captions of each row of a shard's table."""
     table = _read_parquet(store, shard.table_name, columns=["key", column])
     where = f"{store.url}/{shard.table_name}"
@@ -281,7 +277,7 @@ def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:
     Raises:
         InputError: the file is truncated or not a tar.
     """
-    return read_tar(store, shard.tar_name, hashed=bool(shard.files), files=shard.rules)
+    return read_tar(store, shard.tar_name, hashed=bool(shard.files), rules=shard.rules)
 
 
 def read_shard_table(store: Store, shard: ImageShard) -> pa.Table | None:

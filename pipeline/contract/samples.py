@@ -134,6 +134,10 @@ class SampleFiles:
         return tuple(each.encode(errors="surrogatepass") for each in found), ""
 
 
+DEFAULT_FILES = SampleFiles()
+"""Rules that identify the files of a sample if no setting changes them."""
+
+
 def _values_at(value: Any, key: str) -> list[Any]:
     """Return the values at a key of a JSON value. Lists on the way, and a list at the key, contribute all their items.
 
@@ -171,7 +175,7 @@ def encodable(name: str) -> str:
 
 
 def name_extensions(
-    extensions: Iterable[str], files: SampleFiles | None = None, json_keys: Iterable[str] = ()
+    extensions: Iterable[str], files: SampleFiles = DEFAULT_FILES, json_keys: Iterable[str] = ()
 ) -> str:
     """Return a phrase for error messages about a sample that lacks its image or caption.
 
@@ -180,14 +184,14 @@ def name_extensions(
 
     Args:
         extensions: file extensions of the sample, without the leading dot.
-        files: rules that identify the image and the captions; None for the default rules.
+        files: rules that identify the image and the captions.
         json_keys: keys of the sample's `.json` file, in which its caption may be.
     """
-    files, extensions = files or SampleFiles(), list(extensions)
+    extensions = list(extensions)
     present = f"the sample has {_shown([f'.{extension}' for extension in extensions])}"
     image = " or ".join(f".{extension}" for extension in files.image_extensions) or ".jpg, .png or the like"
     phrase = f"{present}; its image would be a {image}, its caption a .{files.caption_extension}"
-    if files == SampleFiles():
+    if files == DEFAULT_FILES:
         phrase += "".join(f"; {proposal}" for proposal in _proposals(extensions, list(json_keys)))
     return phrase
 

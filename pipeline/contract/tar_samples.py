@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar, cast
 from ..errors import InputError
 from .file_marks import open_hashed
 from .listing import is_data
-from .samples import Sample, SampleFiles
+from .samples import DEFAULT_FILES, Sample, SampleFiles
 from .storage import Store
 from .tar_names import GZIP_START
 
@@ -72,12 +72,8 @@ def _headers(store: Store, tar_name: str) -> Iterator[tuple[str, Iterable[str]]]
     with store.open(tar_name) as file:
         is_compressed = file.read(len(GZIP_START)) == GZIP_START
         file.seek(0)
-        opened = (
-            tarfile.open(fileobj=cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")), mode="r|")
-            if is_compressed
-            else tarfile.open(fileobj=file, mode="r:")
-        )
-        with opened as tar:
+        content = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")) if is_compressed else file
+        with tarfile.open(fileobj=content, mode="r|" if is_compressed else "r:") as tar:
             yield from _groups(tar, _tar_bytes(store, tar_name, is_compressed), lambda member: None)
 
 
@@ -216,7 +212,7 @@ def _members(tar: tarfile.TarFile, tar_bytes: int | None) -> Iterator[tuple[tarf
             yield member, f"{folder}{slash}{stem}", extension.lower()
 
 
-def read_tar(store: Store, tar_name: str, *, hashed: bool, files: SampleFiles | None = None) -> Iterator[Sample]:
+def read_tar(store: Store, tar_name: str, *, hashed: bool, rules: SampleFiles = DEFAULT_FILES) -> Iterator[Sample]:
     """Yield the samples of a tar in order, reading the tar as a stream. The tar may be compressed with gzip.
 
     If the files of a sample are not consecutive, the later files are yielded as a separate sample, which has the same
@@ -224,13 +220,13 @@ def read_tar(store: Store, tar_name: str, *, hashed: bool, files: SampleFiles | 
 
     Args:
         hashed: True to compute the tar's hash while it is read, and to store it for `file_marks.marks_of_read`.
-        files: rules that identify the image and the captions of a sample; None for the default rules.
+        rules: rules that identify the image and the captions of a sample.
 
     Raises:
         InputError: the file is truncated or not a tar.
     """
     damage: Exception | None = None
-    seen, rules, is_whole = _SeenSamples(), files or SampleFiles(), None
+    seen, is_whole = _SeenSamples(), None
     with open_hashed(store, tar_name) if hashed else store.open(tar_name) as file:
         try:
             stream = _TarStream(file)

@@ -14,7 +14,7 @@ from ..contract.file_marks import note_content
 from ..contract.file_stamps import Stamp, file_stamp
 from ..contract.known_rows import with_captions
 from ..contract.manifest import fingerprint
-from ..contract.samples import IMAGE_EXTENSIONS, Sample, SampleFiles, encodable, name_extensions
+from ..contract.samples import DEFAULT_FILES, IMAGE_EXTENSIONS, Sample, SampleFiles, encodable, name_extensions
 from ..contract.storage import Store
 from ..errors import InputError
 from .image_folder import ImageRows
@@ -63,7 +63,7 @@ class FileShard:
     pairs: tuple[_Pair, ...]
     root: str
     """Path of the input folder on the file system."""
-    rules: SampleFiles = SampleFiles()
+    rules: SampleFiles = DEFAULT_FILES
     """Rules that identify the captions in a caption file."""
     table: pa.Table | None = None
     """Rows of the metadata files that describe the shard's images, with the sample keys in the column `key`; None if
@@ -123,7 +123,7 @@ class FileShard:
 
 
 def list_file_shards(
-    store: Store, rows: int, *, image: bool, rules: SampleFiles | None = None, image_rows: ImageRows | None = None
+    store: Store, rows: int, *, image: bool, rules: SampleFiles = DEFAULT_FILES, image_rows: ImageRows | None = None
 ) -> list[FileShard]:
     """Pair the image and caption files of a folder, sort the pairs by path, and divide them into shards.
 
@@ -131,7 +131,7 @@ def list_file_shards(
         store: folder that contains the files.
         rows: number of pairs per shard; the last shard may have fewer.
         image: True to require at least one image file, False to require at least one caption file.
-        rules: rules that identify images and captions; None for the default rules.
+        rules: rules that identify images and captions.
         image_rows: rows of the folder's metadata files, from which captions are taken; None to take them from caption
             files. An image without a row, and a row without an image, are samples too.
 
@@ -139,7 +139,6 @@ def list_file_shards(
         InputError: the folder does not contain the required image or caption, or it contains two images (or two
             captions) whose paths differ only in the extension.
     """
-    rules = rules or SampleFiles()
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}
     captions: dict[str, str] = {}

@@ -56,7 +56,7 @@ def _expand(url: str) -> tuple[Store, list[str]]:
     assert first is not None
     folder = url[: first.start()].rpartition("/")[0]
     under = f"{folder}/" if "/" in url[: first.start()] else ""
-    if folder.endswith(":/") or folder.endswith(":"):
+    if folder.endswith((":", ":/")):
         raise InputError(f"{url}: the bucket or host must not be part of the pattern; name it, and use braces after it")
     store = Store(under or ".")
     names = list(itertools.islice(expand_braces(url[len(under) :]), _MAX_NAMES + 1))

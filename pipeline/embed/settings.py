@@ -115,6 +115,8 @@ class EmbedSettings(DeviceSettings):
                 raise ValueError(
                     f"embed.caption_column reads captions from a table, embed.{name} from files; set one of them"
                 )
+        if self.image_extensions is not None and not self.image:
+            raise ValueError("embed.image_extensions has no effect with embed.image=false; leave one of them out")
         files = self.sample_files()
         if files.caption_extension.rpartition(".")[2] == "json" and self.caption_key is None:
             raise ValueError(

@@ -317,7 +317,7 @@ def test_tars_that_follow_are_added_and_one_that_is_inserted_moves_the_others(
     assert (found.result.done_now, found.metadata["key"]) == (3, ["2", "3", "9", "10"])
     assert found.result.notes[0].startswith("2 shards, from 0001 on, had been made from other files")
     (folder / "t-2.tar").unlink()
-    with pytest.raises(PriorkitError, match="holds shard 0003, for which .* has no input"):
+    with pytest.raises(PriorkitError, match=r"holds shard 0003, for which .* has no input"):
         run()
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from priorkit.pipeline.contract.file_marks import marks_of_read
 from priorkit.pipeline.contract.hashing import hash_file
-from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.contract.samples import SampleFiles
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.contract.tar_samples import count_keys, count_samples, read_tar
 from priorkit.pipeline.errors import InputError
 
@@ -118,5 +118,5 @@ def test_rules_choose_the_files_of_a_sample(tmp_path: Path) -> None:
     members = [("s0.input.JPG", b"1"), ("s0.mask.png", b"2"), ("s0.outputs.txt", b"thing"), ("s0.txt", b"other")]
     (tmp_path / "0.tar").write_bytes(tar_bytes(members))
     rules = SampleFiles(("seg.png", "input.jpg"), "outputs.txt")
-    (sample,) = read_tar(Store(str(tmp_path)), "0.tar", hashed=False, files=rules)
+    (sample,) = read_tar(Store(str(tmp_path)), "0.tar", hashed=False, rules=rules)
     assert (sample.key, sample.image, sample.caption) == ("s0", b"1", b"thing")

@@ -18,7 +18,7 @@ from priorkit.pipeline.errors import InputError, SettingsError
 from .conftest import samples_of, shards_of, write
 
 ROWS: list[dict[str, Any]] = [
-    {"file_name": "b.jpg", "text": "bee, \"b\"", "id": 1},
+    {"file_name": "b.jpg", "text": 'bee, "b"', "id": 1},
     {"file_name": "./sub/a.PNG", "text": "a", "id": 2},
 ]
 

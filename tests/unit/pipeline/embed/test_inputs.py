@@ -58,7 +58,7 @@ def test_one_tar_or_a_pattern_of_tars_or_tables_is_read(tmp_path: Path) -> None:
     assert len(shards_of(tmp_path / "rows-*.parquet", image=False)) == 3
     with pytest.raises(InputError, match=r"names rows-0\.parquet; name tars.* alone|names part-0\.tar"):
         shards_of(tmp_path / "*-0.*")
-    with pytest.raises(SettingsError, match="input_format=files does not fit .*; set it to webdataset"):
+    with pytest.raises(SettingsError, match=r"input_format=files does not fit .*; set it to webdataset"):
         shards_of(tmp_path / "part-1.tar", input_format="files")
     with pytest.raises(InputError, match=r"part-9\.tar: no such file"):
         shards_of(tmp_path / "part-9.tar")
