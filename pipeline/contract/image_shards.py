@@ -72,11 +72,17 @@ class ImageShard:
         if self.table_name in self.files:
             note_file(store, self.table_name)
         captions = None if self.caption_column is None else _table_captions(store, self, self.caption_column)
-        count = 0
+        proposal, count = None, 0
         try:
             for sample in read_samples(store, self):
                 count += 1
-                yield sample if captions is None else captions.add_to(sample)
+                if captions is not None:
+                    yield captions.add_to(sample)
+                elif sample.caption is None and self.table_name in self.files:
+                    proposal = _proposed_column(store, self) if proposal is None else proposal
+                    yield replace(sample, instead=f"{sample.instead}{proposal}")
+                else:
+                    yield sample
         except InputError as error:
             yield Sample(self.tar_name, None, None, f"damaged_shard: {error}")
             return
@@ -267,8 +273,20 @@ def _caption_rows(store: Store, shard: ImageShard, column: str) -> tuple[list[st
 
 
 def _column_names(store: Store, name: str) -> list[str]:
-    table = _read_parquet(store, name)
-    return [] if table is None else list(table.schema.names)
+    """Return the names of the columns of a Parquet file; none if the file does not exist."""
+    if store.size(name) is None:
+        return []
+    with store.open(name) as file:
+        return list(open_parquet(file).schema_arrow.names)
+
+
+def _proposed_column(store: Store, shard: ImageShard) -> str:
+    """Return a proposal for messages to read captions from the shard's table; empty if no column looks like captions."""
+    names = _column_names(store, shard.table_name)
+    likely = [name for name in names if name.lower() in ("caption", "captions", "text")]
+    if not likely or "key" not in names:
+        return ""
+    return f"; for captions in {shard.table_name}, set embed.caption_column={likely[0]}"
 
 
 def read_samples(store: Store, shard: ImageShard) -> Iterator[Sample]:

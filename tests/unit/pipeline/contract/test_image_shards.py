@@ -190,6 +190,18 @@ def test_captions_are_read_from_a_column_beside_the_tar(tmp_path: Path) -> None:
     assert shard.fingerprint != plain.fingerprint
 
 
+def test_a_column_of_the_table_is_proposed_if_the_tar_has_no_captions(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*SIDE, ("3.jpg", b"3"), ("3.txt", b"three")]))
+    store = Store(str(tmp_path))
+    proposal = "; for captions in a.parquet, set embed.caption_column=TEXT"
+    for columns, ending in (({"TEXT": ["a"], "key": ["0000"]}, proposal), ({"key": ["0000"]}, "its caption a .txt")):
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+        (shard,) = list_image_shards(store)
+        *images, pair = shard.read(store)
+        assert all(sample.instead.endswith(ending) for sample in images)
+        assert proposal not in pair.instead
+
+
 def test_several_rows_or_a_list_are_several_captions_of_one_image(tmp_path: Path) -> None:
     keys = ["0000", "0001", "0000"]
     assert captions_beside(tmp_path, SIDE[:2], key=keys, text=["a", "b", "c"]) == [
