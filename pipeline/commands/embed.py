@@ -20,7 +20,9 @@ from .options import (
 
 
 def embed(
-    images: Annotated[str, typer.Argument(help="Folder of image shards, of files, or of tables.")] = "data/images",
+    images: Annotated[
+        str, typer.Argument(help="Folder of tars, of files, or of tables; one tar or table; or a pattern of several.")
+    ] = "data/images",
     embeddings: Annotated[str, typer.Option(help="Folder to write embedding shards to.")] = "data/embeddings",
     model: Annotated[
         Optional[str], typer.Option(show_default="ViT-B-32", help="open_clip model, hf-hub:ID or local-dir:PATH.")

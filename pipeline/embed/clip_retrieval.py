@@ -179,6 +179,10 @@ def check_settings(settings: EmbedSettings) -> None:
         "embed.token_states": (settings.token_states, False),
         "embed.compile": (settings.compile, False),
         "embed.rows_per_shard": (settings.rows_per_shard, None),
+        "embed.caption_column": (settings.caption_column, None),
+        "embed.caption_key": (settings.caption_key, None),
+        "embed.caption_extension": (settings.caption_extension, None),
+        "embed.image_extensions": (settings.image_extensions, None),
     }
     for name, (value, only) in supported.items():
         if value != only:
@@ -218,7 +222,7 @@ def _image_extensions(path: str) -> list[str]:
     Reading stops at the first damaged entry.
     """
     extensions: dict[str, None] = {}
-    with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:") as tar:
+    with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:*") as tar:
         for member in tar:
             extension = member.name.rpartition("/")[2].partition(".")[2].lower()
             if member.isfile() and extension in IMAGE_EXTENSIONS:

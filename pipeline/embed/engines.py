@@ -6,10 +6,9 @@ An engine embeds the samples of a shard and yields them in groups of rows, calle
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -91,14 +90,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class _Row:
-    """Sample that is ready to be embedded as one row, with its decoded and preprocessed image.
+    """Sample that is ready to be embedded as one row per caption, with its decoded and preprocessed image.
 
     The field `pixels` is None if images are not embedded, or once the image has been moved to a batch.
     """
 
     key: str
-    place: Place
-    caption: str
+    places: list[Place]
+    """Position of the sample, once for each caption."""
+    captions: list[str]
+    """Captions of the sample. Each becomes a row. If captions are not embedded, there is one, which may be empty."""
     pixels: torch.Tensor | None
 
 
@@ -127,7 +128,7 @@ class NativeEngine:
             if isinstance(sample, Failure):
                 yield sample
                 continue
-            rows.append(_Row(sample.key, sample.place, sample.caption, None))
+            rows.append(replace(sample, pixels=None))
             if sample.pixels is not None:
                 pixels.append(sample.pixels)
             if len(pixels) == size:
@@ -146,10 +147,13 @@ class NativeEngine:
         self._ahead.close()
 
     def _window(self, rows: list[_Row], images: list[torch.Tensor]) -> Window:
-        captions = [row.caption for row in rows]
+        captions = [caption for row in rows for caption in row.captions]
         image_embed = torch.cat(images).cpu() if images else None
+        if image_embed is not None and len(captions) > len(rows):  # an image with several captions is embedded once
+            image_embed = image_embed.repeat_interleave(torch.tensor([len(row.captions) for row in rows]), dim=0)
         text = self._encoder.encode_texts(captions, self._settings.token_states) if self._settings.text else None
-        return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
+        keys, places = [row.key for row in rows for _ in row.captions], [place for row in rows for place in row.places]
+        return Window(keys, places, captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
         """Yield the samples of a task, each with its position in the shard.
@@ -158,24 +162,24 @@ class NativeEngine:
         """
         for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
             place = sample.place._replace(position=position)
-            yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
+            yield replace(sample, key=encodable(sample.key), place=place)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
-        """Decode a sample's caption, and decode and preprocess its image. Runs in the decoding threads.
+        """Decode a sample's captions, and decode and preprocess its image. Runs in the decoding threads.
 
         Return a failure if the sample could not be read, its image or caption is missing, its image cannot be decoded,
-        or its caption is not valid UTF-8. Images and captions that the settings exclude from embedding do not cause
+        or a caption is not valid UTF-8. Images and captions that the settings exclude from embedding do not cause
         failures.
         """
         if sample.error is not None:
             return _failure(sample, sample.error)
-        caption, pixels = "", None
+        captions, pixels = [""], None
         if self._settings.image and sample.image is None:
             return _failure(sample, "missing_image", sample.instead)
         if self._settings.text and sample.caption is None:
             return _failure(sample, "missing_caption", sample.instead)
         try:
-            caption = "" if sample.caption is None else sample.caption.decode()
+            captions = [caption.decode() for caption in sample.captions] or captions
         except UnicodeDecodeError as error:
             if self._settings.text:
                 return _failure(sample, f"caption_not_utf8: {error}")
@@ -185,7 +189,10 @@ class NativeEngine:
                 pixels = self._encoder.decode(sample.image)
         except PixelError as error:
             return _failure(sample, str(error))
-        return _Row(sample.key, sample.place, caption, pixels)
+        captions = captions if self._settings.text else captions[:1]
+        rows = sample.caption_rows or (0,) * len(captions)
+        places = [sample.place._replace(row=row) for row, _ in zip(rows, captions, strict=False)]
+        return _Row(sample.key, places, captions, pixels)
 
 
 def _failure(sample: Sample, reason: str, detail: str = "") -> Failure:

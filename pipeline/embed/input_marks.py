@@ -86,6 +86,8 @@ class RecordedInputs:
     ) -> None:
         self._marks: dict[str, dict[str, FileMark]] = {}
         known: dict[str, FileMark] = {}
+        self.moved: list[str] = []
+        """Names of the embedding shards that were made from other files than their input shards have now."""
         for shard in shards:
             name = embedding_shard_name(int(shard.name))
             if name not in done or not (names := shard.sources(None)):
@@ -97,6 +99,8 @@ class RecordedInputs:
                 )
             recorded = read_marks(folder, _marks_name(name)) or dict.fromkeys(names, FileMark(0, None, ""))
             current = set(names)
+            if recorded and current.isdisjoint(recorded):
+                self.moved.append(name)
             self._marks[name] = {each: mark for each, mark in recorded.items() if each in current}
             known.update(self._marks[name])
         now = identify(source, known, known, tell, lenient=True)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import pyarrow as pa
 
-from ..contract.image_shards import is_compressed_tar, list_image_shards
+from ..contract.image_shards import ImageShard, list_image_shards
 from ..contract.manifest import fingerprint, read_manifest
 from ..contract.samples import IMAGE_EXTENSIONS, Place, Sample
 from ..contract.storage import Store
-from ..errors import InputError
+from ..contract.tar_names import is_tar
+from ..errors import InputError, SettingsError
 from .file_pairs import list_file_shards
-from .settings import EmbedSettings
+from .image_folder import ImageRows, metadata_names, read_image_rows
+from .patterns import locate
+from .settings import DEFAULT_CAPTION_COLUMN, EmbedSettings
 from .tables import list_table_shards
 
 _Kind = Literal["webdataset", "files", "parquet"]
@@ -107,11 +109,8 @@ class MergedShard:
 
 
 def open_input(url: str) -> Store:
-    """Open the input folder, or the parent folder if the input is a single Parquet file."""
-    store = Store(url)
-    if url.endswith(".parquet") and store.fs.isfile(store.root):
-        return Store(posixpath.dirname(store.url))
-    return store
+    """Open the input folder, or the folder of the files if the input is a tar, a Parquet file or a pattern."""
+    return locate(url)[0]
 
 
 def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
@@ -121,7 +120,7 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
     divided into shards of `rows_per_shard` samples, or `_ROWS_PER_SHARD` if it is not set.
 
     Args:
-        url: folder, or a single Parquet file.
+        url: folder, tar, Parquet file, or pattern that names several tars or Parquet files.
         settings: embed settings, which determine the input format and the number of samples per shard.
 
     Returns:
@@ -129,53 +128,103 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
 
     Raises:
         InputError: the input contains nothing to embed, or the folder was written by a stage other than `download`.
+        SettingsError: a setting has no effect on this kind of input, or a table lacks a column.
     """
-    store = open_input(url)
+    store, only = locate(url)
     rows = settings.rows_per_shard or _ROWS_PER_SHARD
-    kind = settings.input_format if settings.input_format != "auto" else _kind_of(store, url)
+    kind = _kind_of(store, only, url, settings.input_format)
     if kind == "parquet":
-        # Spark writes a table as a folder whose name ends in .parquet
-        is_file = url.endswith(".parquet") and not store.fs.isdir(Store(url).root)
-        only = posixpath.basename(url) if is_file else None
+        for name in ("image_extensions", "caption_extension", "caption_key"):
+            if getattr(settings, name) is not None:
+                raise SettingsError(
+                    f"embed.{name} has no effect on tables such as {url}; name their columns by embed.caption_column "
+                    "and embed.image_column"
+                )
         columns = (
-            settings.caption_column if settings.text else None,
+            (settings.caption_column or DEFAULT_CAPTION_COLUMN) if settings.text else None,
             settings.image_column if settings.image else None,
         )
         return list(list_table_shards(store, only, *columns, rows))
+    rules = settings.sample_files()
     if kind == "files":
-        return list(list_file_shards(store, rows, image=settings.image))
-    shards: list[InputShard] = list(list_image_shards(store))
+        image_rows = _image_rows(store, settings)
+        return list(list_file_shards(store, rows, image=settings.image, rules=rules, image_rows=image_rows))
+    caption_column = settings.caption_column if settings.text else None
+    shards = list_image_shards(store, only, rules, caption_column)
     if settings.rows_per_shard is None:
-        return shards
+        return list(shards)
     _require_tables_of_all_or_none(store, shards)
     return _merge(shards, rows)
 
 
-def _kind_of(store: Store, url: str) -> _Kind:
-    """Detect the input format.
+def _image_rows(store: Store, settings: EmbedSettings) -> ImageRows | None:
+    """Read the metadata files of a Hugging Face image folder; return None if captions come from caption files.
 
-    A Parquet file is `parquet`, and a folder with a manifest is `webdataset`. For any other folder, the file names
-    decide: `webdataset` if there are tar files, otherwise `parquet` if there are Parquet tables, otherwise `files`.
+    The metadata files are used if `caption_column` is set, or if the folder has no caption file of any image.
+    """
+    if not settings.text:
+        return None
+    names, rules = store.names(), settings.sample_files()
+    column = settings.caption_column
+    if column is None:
+        if settings.caption_key is not None or settings.caption_extension is not None:
+            return None
+        split = [rules.split(name) for name in names]
+        images = {stem for stem, extension in split if rules.is_image(extension)}
+        if any(stem in images for stem, extension in split if extension.lower() == rules.caption_extension):
+            return None
+    metadata = metadata_names(names)
+    if column is not None and not metadata:
+        raise SettingsError(
+            f"embed.caption_column={column}: {store.url} has no metadata.jsonl, metadata.csv or metadata.parquet; "
+            "leave the setting out to read captions from .txt files"
+        )
+    return read_image_rows(store, metadata, column or DEFAULT_CAPTION_COLUMN, ignore_others=column is None)
+
+
+def _kind_of(store: Store, only: Sequence[str] | None, url: str, wanted: str) -> _Kind:
+    """Return the input format, and detect it if the settings ask for `auto`.
+
+    Tars are `webdataset`, Parquet files are `parquet`, and a folder with a manifest is `webdataset`. For any other
+    folder, the file names decide: `webdataset` if there are tar files, otherwise `parquet` if there are Parquet tables,
+    otherwise `files`.
 
     Metadata tables are ignored. Tables next to tar files contain the metadata of the tar files. If every table has the
-    same name as a subfolder with images, the tables contain the metadata of these subfolders.
+    same name as a subfolder with images, the tables contain the metadata of these subfolders. A table
+    `metadata.parquet` next to images contains their metadata.
+
+    Args:
+        store: input folder.
+        only: names of the files to embed; None for the whole folder.
+        url: input as the user named it.
+        wanted: value of the setting `input_format`.
 
     Raises:
-        InputError: the folder is empty, the input is a single file that is not a Parquet table, or the folder contains
-            image files together with tar files or with tables other than metadata tables.
+        InputError: the folder is empty, the input is a single file that is neither a tar nor a Parquet table, or the
+            folder contains image files together with tar files or with tables other than metadata tables.
+        SettingsError: the named files have another format than the settings ask for.
     """
-    if url.endswith(".parquet") and not store.fs.isdir(Store(url).root):
-        return "parquet"
+    if only is not None:
+        kind: _Kind = "webdataset" if all(map(is_tar, only)) else "parquet"
+        if kind == "parquet" and (other := [name for name in only if not name.lower().endswith(".parquet")]):
+            raise InputError(f"{url} names {other[0]}; name tars (*.tar) alone, tables (*.parquet) alone, or a folder")
+        if wanted not in ("auto", kind):
+            raise SettingsError(f"embed.input_format={wanted} does not fit {url}; set it to {kind}, or leave it out")
+        return kind
+    if wanted != "auto":
+        return cast(_Kind, wanted)
     if read_manifest(store) is not None:
         return "webdataset"
     names = store.names()
     if not names:
         if store.fs.isfile(store.root):
-            raise InputError(f"{store.url} is a file; name the folder that it is in, or a table (*.parquet)")
+            raise InputError(f"{store.url} is a file; name the folder that it is in, a tar, or a table (*.parquet)")
         raise InputError(f"{store.url} holds nothing to embed; run `priorkit download` first or name another folder")
     images = [name for name in names if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
-    tars = [name for name in names if name.lower().endswith(".tar") or is_compressed_tar(name)]
+    tars = list(filter(is_tar, names))
     tables = [name for name in names if name.lower().endswith(".parquet")]
+    if images:
+        tables = [name for name in tables if not metadata_names([name])]
     if images and all(any(name.startswith(f"{table[: -len('.parquet')]}/") for name in images) for table in tables):
         tables = []  # img2dataset's tables: each describes the folder of the same name next to it
     if images and (tars or tables):
@@ -186,7 +235,7 @@ def _kind_of(store: Store, url: str) -> _Kind:
     return "webdataset" if tars else "parquet" if tables else "files"
 
 
-def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -> None:
+def _require_tables_of_all_or_none(store: Store, shards: Sequence[ImageShard]) -> None:
     """Check that all image shards have a metadata table (`NAME.parquet` next to `NAME.tar`), or that none has one.
 
     Otherwise, the shards cannot be joined.
@@ -195,15 +244,15 @@ def _require_tables_of_all_or_none(store: Store, shards: Sequence[InputShard]) -
         InputError: some shards have a table and others do not.
     """
     names = set(store.names())
-    lacking = [shard for shard in shards if f"{shard.name}.parquet" not in names]
+    lacking = [shard.table_name for shard in shards if shard.table_name not in names]
     if lacking and len(lacking) < len(shards):
         raise InputError(
-            f"{store.url}: {lacking[0].name}.parquet is missing, others are there; shards that are joined have a table "
-            "each or none has: restore it, or leave embed.rows_per_shard out"
+            f"{store.url}: {lacking[0]} is missing, others are there; shards that are joined have a table each or none "
+            "has: restore it, or leave embed.rows_per_shard out"
         )
 
 
-def _merge(shards: list[InputShard], rows: int) -> list[InputShard]:
+def _merge(shards: Sequence[InputShard], rows: int) -> list[InputShard]:
     """Join consecutive shards into groups of at least `rows` samples; the last group may be smaller."""
     merged: list[InputShard] = []
     parts: list[InputShard] = []

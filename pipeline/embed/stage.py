@@ -4,7 +4,7 @@ The output has the file layout of clip-retrieval."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from ..contract.commit import StageFolder, check_stage, open_stage
 from ..contract.file_marks import Tell
 from ..contract.manifest import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
 from ..contract.storage import Store
+from ..contract.tar_samples import NOT_TOGETHER, NOT_TOGETHER_FIX
 from ..errors import FolderError, InputError
 from .clip_retrieval import check_settings
 from .engines import EmbedTask
@@ -61,8 +62,9 @@ def embed(
     """Embed images and captions with a CLIP model. Complete shards are not embedded again.
 
     Args:
-        images: folder written by `download` or img2dataset, folder of image and caption files, or folder of Parquet
-            tables with captions or encoded images.
+        images: folder of tars, such as `download` or img2dataset write, folder of image and caption files, or folder of
+            Parquet tables with captions or encoded images. It can also be one tar, one table, or a pattern that names
+            several of them, such as `train-{0000..0012}.tar`.
         embeddings: output folder for the embedding shards.
         settings: embed settings; None for the defaults.
         compute: compute settings, such as the backend; None for the defaults.
@@ -111,7 +113,7 @@ def embed(
         read = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all shards have been read
         folder.manifest.input["sha256"] = fingerprint(read)
         folder.describe()
-    result = _compare_counts(result, tasks)
+    result = replace(_compare_counts(result, tasks), notes=_notes(result.counts, recorded.moved))
     diagnosis = "" if result.counts.get("success") else _first_failure(store, folder.manifest, result.counts)
     require_success(result, "an embedding", diagnosis)
     return result
@@ -138,13 +140,33 @@ def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
     return replace(result, statistics={"input_samples": samples})
 
 
+def _notes(counts: Mapping[str, int], moved: Sequence[str]) -> list[str]:
+    """Return remarks about the input: tars that are not sorted, and shards that are made from other files than before.
+
+    Args:
+        counts: number of rows with each outcome.
+        moved: names of the embedding shards that were made from other files.
+    """
+    notes = []
+    if number := counts.get(NOT_TOGETHER):
+        notes.append(f"{number:,} samples: {NOT_TOGETHER_FIX}")
+    if moved:
+        notes.append(
+            f"{len(moved):,} shards, from {moved[0]} on, had been made from other files and were embedded again: "
+            "inputs are numbered in the order of their names, so that a new one moves those after it"
+        )
+    return notes
+
+
 def _first_failure(store: Store, manifest: Manifest, counts: Mapping[str, int]) -> str:
     """Return the key and the error of the first sample that failed for the most frequent reason, as text.
+
+    If the tars are not sorted, this is the reason, although most samples then fail because they lack a caption.
 
     The text is part of the error message that is shown if no sample could be embedded. It is empty if there are no
     samples.
     """
-    most = max(counts, key=lambda outcome: counts[outcome], default="")
+    most = NOT_TOGETHER if NOT_TOGETHER in counts else max(counts, key=lambda outcome: counts[outcome], default="")
     for name, record in sorted(manifest.shards.items()):
         if record.counts.get(most):
             with store.open(failures_name(name)) as file:

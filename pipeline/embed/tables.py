@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..contract.arrow.captions import captions_of, holds_captions
 from ..contract.arrow.columns import carried, key_texts
 from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import is_bytes, is_text, plain_type, require_distinct
@@ -54,13 +55,14 @@ class TableShard:
         try:
             for table in self._parts(store, lambda field: field.name in columns or field.name == "key"):
                 keys = self._keys(table, row)
-                captions = _binary(table, self.caption_column)
-                images = _binary(table, self.image_column)
+                captions = _captions(table, self.caption_column)
+                images = _images(table, self.image_column)
                 paths = _paths(table, self.image_column)
                 row += table.num_rows
-                for key, image, caption, path in zip(keys, images, captions, paths, strict=True):
+                for key, image, texts, path in zip(keys, images, captions, paths, strict=True):
                     instead = f"the table holds the path {path!r}, not the image" if path and image is None else ""
-                    yield Sample(key, image, caption, instead=instead)
+                    first = texts[0] if texts else None
+                    yield Sample(key, image, first, instead=instead, other_captions=texts[1:])
         except (pa.ArrowException, OSError) as error:
             yield Sample(self._key(row), None, None, f"damaged_shard: {error}")
 
@@ -118,10 +120,15 @@ def _holds_bytes(field: pa.Field) -> bool:
     return bool(pa.types.is_struct(plain_type(field.type)) or is_bytes(field.type))
 
 
-def _binary(table: pa.Table, column: str | None) -> list[bytes | None]:
-    """Return the values of a column as bytes, or None for every row if `column` is None.
+def _captions(table: pa.Table, column: str | None) -> list[tuple[bytes, ...]]:
+    """Return the captions of each row, or no caption for every row if `column` is None."""
+    return [()] * table.num_rows if column is None else captions_of(table.column(column))
 
-    The column contains text, bytes, or structs with a field `bytes`.
+
+def _images(table: pa.Table, column: str | None) -> list[bytes | None]:
+    """Return the image of each row, or None for every row if `column` is None.
+
+    The column contains bytes, or structs with a field `bytes`.
     """
     if column is None:
         return [None] * table.num_rows
@@ -180,13 +187,13 @@ def _any_image(store: Store, paths: Sequence[str], column: str) -> bool:
 
 
 def list_table_shards(
-    store: Store, only: str | None, caption_column: str | None, image_column: str | None, rows: int
+    store: Store, only: Sequence[str] | None, caption_column: str | None, image_column: str | None, rows: int
 ) -> list[TableShard]:
     """Divide the Parquet files of a folder, ordered by file name, into shards of at most `rows` rows.
 
     Args:
         store: folder that contains the files.
-        only: name of the single file to read; None for all files.
+        only: names of the files to read; None for all files.
         caption_column: column with the captions; None if captions are not embedded.
         image_column: column with the images; None if images are not embedded.
         rows: maximum number of rows per shard.
@@ -195,7 +202,7 @@ def list_table_shards(
         InputError: a file is missing or damaged, no file has any rows, or no row has an image.
         SettingsError: a file lacks a column, or the column has an unsuitable type.
     """
-    names = [only] if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
+    names = only if only is not None else [name for name in store.names() if name.lower().endswith(".parquet")]
     shards: list[TableShard] = []
     for path in map(store.path, names):
         try:
@@ -248,7 +255,7 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
         return is_bytes(kind)
 
     for setting, column, fits, what in (
-        ("caption_column", caption_column, is_text, "text, one caption a row"),
+        ("caption_column", caption_column, holds_captions, "text, or lists of text"),
         ("image_column", image_column, is_image, "encoded images (binary)"),
     ):
         if column is None:
@@ -260,4 +267,5 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
             )
         kind = schema.field(column).type
         if not fits(kind) and not pa.types.is_null(kind):  # an all-null column is accepted; its rows fail one by one
-            raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}")
+            paths = "; if these are paths, embed the folder of the image files" if is_text(kind) else ""
+            raise SettingsError(f"embed.{setting}={column}: {path} has {kind} there, needed is {what}{paths}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..compute.stage import ProgressCallback, no_progress
-from ..contract.image_shards import is_compressed_tar
 from ..contract.manifest import Manifest, differing_files, read_manifest
 from ..contract.other_layouts import describe_other_layout
 from ..contract.storage import Store
+from ..contract.tar_names import is_tar
 from ..errors import InputError
 from .embedding_folders import RecordedEmbeddings, inspect_foreign_embeddings
 from .findings import Inspection
@@ -90,7 +90,7 @@ def _inspect_foreign(store: Store, progress: ProgressCallback) -> Inspection:
     """Inspect a folder without a manifest. The file names determine whether it contains images or embeddings."""
     names = store.names()
     inspection = None
-    if any(name.endswith(".tar") or is_compressed_tar(name) for name in names):
+    if any(map(is_tar, names)):
         inspection = inspect_foreign_images(store, names, progress)
     elif any(name.endswith((".npy", ".parquet")) for name in names):
         inspection = inspect_foreign_embeddings(store, names, progress)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import collections
 
 from ..compute.stage import ProgressCallback
-from ..contract.image_shards import is_compressed_tar
+from ..contract.image_shards import lost_tables
 from ..contract.manifest import Manifest, ShardRecord
 from ..contract.storage import TEMPORARY_SUFFIX, Store
+from ..contract.tar_names import is_tar, natural_key, tar_stem, unpack_command
 from ..errors import InputError
 from .findings import Inspection, Report
 from .images import ImageInspector, ShardTable, read_shard_rows
@@ -104,18 +105,19 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
         names: names of the files in the folder.
         progress: callback that receives the number of inspected shards, the total, and the name of the next shard.
     """
-    shards = sorted(name.removesuffix(".tar") for name in names if name.endswith(".tar"))
+    problems: list[str] = []
+    tars = _readable_tars(names, problems.append)
+    shards = list(tars)
     tables = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
     inspection = Inspection(store.url, FOREIGN_STAGE, len(shards), 0, 0)
-    for name in filter(is_compressed_tar, names):
-        inspection.add_problem(f"{name}: image shards must not be compressed; unpack it, such as by gunzip")
-    for name in sorted(tables - set(shards)):
-        inspection.add_problem(f"shard {name}: {name}.tar is missing, though there is {name}.parquet")
+    for problem in problems:
+        inspection.add_problem(problem)
+    for name in lost_tables(names, tars):
+        stem = name.removesuffix(".parquet")
+        inspection.add_problem(f"shard {stem}: {stem}.tar is missing, though there is {name}")
     images = ImageInspector(store, inspection, recorded=False)
     for done, name in enumerate(shards):
         progress(done, len(shards), name)
-        if not (name.isascii() and name.isdigit()):
-            inspection.add_problem(f"{name}.tar: image shards are named by number, such as 00000.tar")
         table = None
         if name in tables:
             try:
@@ -126,7 +128,7 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
             inspection.add_problem(f"shard {name}: {name}.parquet is missing, though other shards have theirs")
         statistics = f"{name}_stats.json"
         has_messages = statistics in names and _compare_statistics(store, inspection, name, statistics, table)
-        rows = images.inspect(name, table, inspection.add_problem)
+        rows = images.inspect(name, table, inspection.add_problem, tars[name])
         if table is None:
             inspection.rows += rows
             inspection.count({"success": rows})
@@ -140,6 +142,20 @@ def inspect_foreign_images(store: Store, names: list[str], progress: ProgressCal
     images.finish()
     inspection.add_note("the folder has no manifest: there are no hashes to hold its bytes to")
     return inspection
+
+
+def _readable_tars(names: list[str], report: Report) -> dict[str, str]:
+    """Return the names of the tars that `embed` would read, keyed by the name without extension, in natural order.
+
+    Tars with an unsupported compression, and a second tar that differs only in its compression, are reported.
+    """
+    tars: dict[str, str] = {}
+    for name in sorted(filter(is_tar, names), key=natural_key):
+        if command := unpack_command(name):
+            report(f"{name}: its compression is not read; unpack it by `{command} {name}`")
+        elif (other := tars.setdefault(tar_stem(name), name)) != name:
+            report(f"{name}: {other} is there too; move one of them away")
+    return tars
 
 
 def _compare_statistics(store: Store, inspection: Inspection, shard: str, name: str, table: ShardTable | None) -> bool:

@@ -100,20 +100,21 @@ class ImageInspector:
         self._captions, self._bytes = lengths(), lengths()
         self._originals = {column: lengths() for column in _ORIGINAL_SIZES}
 
-    def inspect(self, name: str, table: ShardTable | None, report: Report) -> int:
+    def inspect(self, name: str, table: ShardTable | None, report: Report, tar_name: str = "") -> int:
         """Inspect a shard's tar file, and compare it with the shard's table.
 
         Args:
             name: name of the shard.
             table: the shard's table; None if it is missing or damaged. The tar file is then inspected on its own.
             report: callback for faults.
+            tar_name: name of the tar file; empty if it is `name` with the extension `.tar`.
 
         Returns:
             Number of images in the tar file. If the file is damaged, only the images before the damage are counted.
         """
         self._names.append(name)
         self._first_rows.append(self._rows)
-        shard = ImageShard(name, "", 0)
+        shard = ImageShard(name, "", 0, tar=tar_name)
         keys: list[str] = []
         image_bytes: list[int] = []
         caption_lengths: list[int] = []

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ...pipeline.contract.image_shards import list_image_shards, read_samples
-from ...pipeline.contract.storage import Store
 from ...pipeline.display.terminal import clean
+from ...pipeline.embed.patterns import locate
 from ...pipeline.images.upright import opened_rgb
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.prior import Prior
@@ -92,13 +92,13 @@ def nearest_images(
 
 
 def read_images(images: str, keys: set[str]) -> dict[str, Image.Image]:
-    """Read the images with the given keys from a folder of webdataset shards, and return them by key.
+    """Read the images with the given keys from webdataset shards, and return them by key.
 
     Keys without an image in the folder are left out of the result.
     """
-    store = Store(images)
+    store, names = locate(images)
     pictures: dict[str, Image.Image] = {}
-    for shard in list_image_shards(store):
+    for shard in list_image_shards(store, names):
         for sample in read_samples(store, shard):
             if sample.key in keys and sample.image is not None:
                 pictures[sample.key] = opened_rgb(sample.image)

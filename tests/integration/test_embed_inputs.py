@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,7 +77,8 @@ class Accounts:
 def run(tmp_path: Path, embed_settings: EmbedSettings) -> Callable[..., Accounts]:
     """Embed the folder `in`, and hold everything that was written of it against each other."""
 
-    def embed_it(**settings: Any) -> Accounts:
+    def embed_it(expanded: int = 0, **settings: Any) -> Accounts:
+        """`expanded` is the number of rows that are further captions of an image."""
         out = tmp_path / "out"
         result = embed(str(tmp_path / "in"), str(out), embed_settings.model_copy(update=settings))
         metadata = pa.concat_tables(
@@ -85,7 +88,7 @@ def run(tmp_path: Path, embed_settings: EmbedSettings) -> Callable[..., Accounts
         accounts = Accounts(result, metadata, [(row["key"], row["error"]) for row in failed], out)
         counts = Counter(reason.partition(":")[0] for _, reason in accounts.failures)
         assert result.counts == {"success": len(metadata["key"]), **counts}
-        assert result.statistics["input_samples"] == accounts.outcomes
+        assert result.statistics["input_samples"] == accounts.outcomes - expanded
         assert metadata["image_path"] == metadata["key"]
         assert inspect_folder(str(out)).problems == []
         assert read_embeddings(str(out)).count == result.rows
@@ -119,6 +122,36 @@ def img2dataset(folder: Path) -> int:
         fill(folder, {f"{number:05d}.tar": tar_bytes(pairs(*keys[1:])), f"{number:05d}_stats.json": b"{}"})
         status = ["failed_to_download", "success", "success"]
         write_table(folder / f"{number:05d}.parquet", key=keys, status=status, url=keys)
+    return 4
+
+
+def any_names(folder: Path) -> int:
+    """Two tars, one of which is compressed, in folders, one of which is a link, with a list of all of them."""
+    fill(folder.parent / "elsewhere", {"cc12m-train-0010.tar": tar_bytes(pairs("0", "1"))})
+    folder.mkdir()
+    (folder / "linked").symlink_to("../elsewhere")
+    fill(folder, {"linked2/my shard 2.tar.gz": gzip.compress(tar_bytes(pairs("0", first=7))), "._x.tar": b"x"})
+    write_table(folder / "index.parquet", shard=["cc12m-train-0010.tar"])
+    return 3
+
+
+def json_captions(folder: Path) -> int:
+    members = [(f"{row}.png", picture(row)) for row in range(3)]
+    members += [("3.json", b"{}"), ("0.json", b'{"meta": {"text": "a"}}'), ("1.json", b'{"meta": {"text": ["b"]}}')]
+    fill(folder, {"00000.tar": tar_bytes(sorted(members))})
+    return 4
+
+
+def captions_beside_the_tar(folder: Path) -> int:
+    fill(folder, {"train-0.tar": tar_bytes([(f"{row}.png", picture(row)) for row in range(3)])})
+    write_table(folder / "train-0.parquet", key=[*"012"], text=["a", None, "c"], url=[*"uvw"])
+    return 3
+
+
+def image_folder(folder: Path) -> int:
+    fill(folder, {"train/a.png": picture(0), "train/sub/b.png": picture(1), "train/c.png": picture(2)})
+    rows = [{"file_name": "a.png", "text": "a"}, {"file_name": "sub/b.png", "text": "b"}, {"file_name": "no.png"}]
+    fill(folder, {"train/metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()})
     return 4
 
 
@@ -170,6 +203,12 @@ INPUTS: dict[str, tuple[Callable[[Path], int], dict[str, Any]]] = {
     "ours, joined": (ours, {"rows_per_shard": 10}),
     "img2dataset": (img2dataset, {}),
     "img2dataset, joined": (img2dataset, {"rows_per_shard": 10}),
+    "tars of any name": (any_names, {}),
+    "tars of any name, joined": (any_names, {"rows_per_shard": 10}),
+    "captions in json": (json_captions, {"caption_key": "meta.text"}),
+    "captions beside the tar": (captions_beside_the_tar, {"caption_column": "text"}),
+    "captions beside the tar, joined": (captions_beside_the_tar, {"caption_column": "text", "rows_per_shard": 9}),
+    "image folder": (image_folder, {"caption_column": "text"}),
     "folders in a tar": (nested_tar, {}),
     "tars that count from 0": (counted_from_0, {}),
     "tars that count from 0, joined": (counted_from_0, {"rows_per_shard": 5}),
@@ -219,6 +258,67 @@ def test_joined_tars_that_count_from_0_keep_what_is_known_of_each_row(
     assert found.metadata["key"] == ["0001", "0002", "0002", "0001"]
     assert found.metadata["source"] == ["0-0001", "0-0002", "1-0002", "1-0001"]
     assert [key for key, _ in found.failures] == ["0000"]
+
+
+SEVERAL: dict[str, dict[str, Any]] = {
+    "list in a table": {},
+    "list in json": {"caption_key": "caption"},
+    "rows beside the tar": {"caption_column": "text"},
+    "rows of an image folder": {"caption_column": "text"},
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_each_caption_of_an_image_is_a_row_with_the_embedding_of_the_image(
+    kind: str, tmp_path: Path, run: Callable[..., Accounts]
+) -> None:
+    """The captions a, b of the first image, c of the second, and an image that fails."""
+    pictures, folder = [picture(0), picture(1), b"no image"], tmp_path / "in"
+    captions = [["a", "b"], ["c"], ["d", "e"]]
+    members = [(f"{row}.png", image) for row, image in enumerate(pictures)]
+    rows = [(str(row), text) for row, texts in enumerate(captions) for text in texts]
+    described = {"text": [text for _, text in rows], "note": [f"note {text}" for _, text in rows]}
+    if kind == "list in a table":
+        write_table(folder / "a.parquet", key=[*"012"], image=pictures, caption=captions, note=["n0", "n1", "n2"])
+    elif kind == "list in json":
+        written = [(f"{row}.json", json.dumps({"caption": texts}).encode()) for row, texts in enumerate(captions)]
+        fill(folder, {"a.tar": tar_bytes(sorted([*members, *written]))})
+    elif kind == "rows beside the tar":
+        fill(folder, {"a.tar": tar_bytes(members)})
+        write_table(folder / "a.parquet", key=[key for key, _ in rows], **described)
+    else:
+        fill(folder, dict(members))
+        write_table(folder / "metadata.parquet", file_name=[f"{key}.png" for key, _ in rows], **described)
+    found = run(expanded=1, **SEVERAL[kind])
+    assert (found.metadata["key"], found.metadata["caption"]) == (["0", "0", "1"], ["a", "b", "c"])
+    assert [(key, reason.partition(":")[0]) for key, reason in found.failures] == [("2", "image_decode")]
+    image, text = (np.load(found.folder / f"{name}/{name}_0000.npy") for name in ("img_emb", "text_emb"))
+    assert (image[0] == image[1]).all()
+    assert not any((one[0] == one[2]).all() for one in (image, text))
+    assert not (text[0] == text[1]).all()
+    if kind == "list in a table":
+        assert found.metadata["note"] == ["n0", "n0", "n1"]
+    elif kind != "list in json":
+        assert found.metadata["note"] == ["note a", "note b", "note c"]
+
+
+def test_tars_that_follow_are_added_and_one_that_is_inserted_moves_the_others(
+    tmp_path: Path, run: Callable[..., Accounts]
+) -> None:
+    folder = tmp_path / "in"
+    fill(folder, {f"t-{number}.tar": tar_bytes(pairs(f"{number}", first=number)) for number in (2, 9)})
+    assert run().result.done_now == 2
+    fill(folder, {"t-10.tar": tar_bytes(pairs("10", first=10))})
+    found = run()
+    assert (found.result.done_now, found.result.notes) == (1, [])
+    assert found.metadata["key"] == ["2", "9", "10"]
+    fill(folder, {"t-3.tar": tar_bytes(pairs("3", first=3))})
+    found = run()
+    assert (found.result.done_now, found.metadata["key"]) == (3, ["2", "3", "9", "10"])
+    assert found.result.notes[0].startswith("2 shards, from 0001 on, had been made from other files")
+    (folder / "t-2.tar").unlink()
+    with pytest.raises(PriorkitError, match=r"holds shard 0003, for which .* has no input"):
+        run()
 
 
 @pytest.mark.parametrize("names", [["cat/0", "dog/1"], ["0", "1"], [0, 1]], ids=str)
@@ -345,22 +445,17 @@ def one_path(folder: Path) -> None:
     write_table(folder / "a.parquet", image=rows, caption=[*"abc"])
 
 
-def several_captions(folder: Path) -> None:
-    write_table(folder / "a.parquet", image=IMAGES[:1], caption=[["a", "b"]])
-
-
 def images_of_another_kind(folder: Path) -> None:
     fill(folder, {"a.heic": b"x", "a.txt": b"a", "b.txt": b"b", "c.png": picture(0)})
 
 
 MESSAGES: dict[Callable[[Path], None], str] = {
-    named_members: r"sample 's0': missing_image: the sample has \.input\.png, \.outputs\.txt; its image would be",
-    captions_in_json: r"sample '0': missing_caption: the sample has \.png, \.json; .* its caption a \.txt",
     captions_after_images: r"00000\.tar: the files of a sample do not stand together; .*tar --sort=name.*'0'",
-    known_but_apart: r"missing_caption: the sample has \.png|not_together: .*tar --sort=name",
+    known_but_apart: r"sample '0': not_together: .*tar --sort=name",
+    named_members: r"set embed\.image_extensions=\[input\.png\]; set embed\.caption_extension=outputs\.txt",
+    captions_in_json: r"set embed\.caption_key=caption \(its keys are caption\)",
     paths: r"column 'image' has no image in any row; if the table holds paths, not images, embed the folder",
     one_path: "the table holds the path 'images/0.jpg', not the image",
-    several_captions: "has list<.*> there, needed is text, one caption a row",
     images_of_another_kind: r"missing_image: the sample has \.heic, \.txt",
 }
 
@@ -381,6 +476,7 @@ def test_files_that_stand_apart_are_each_a_named_failure(tmp_path: Path, embed_s
     write_table(tmp_path / "in/00001.parquet", key=["2"], status=["success"])
     result = embed(str(tmp_path / "in"), str(tmp_path / "out"), embed_settings)
     assert result.counts == {"success": 1, "missing_caption": 2, "not_together": 2}
+    assert "2 samples: the files of a sample do not stand together" in result.notes[0]
 
 
 def test_fewer_outcomes_than_samples_are_an_error(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import tarfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ from priorkit.pipeline.contract.image_shards import list_image_shards, read_samp
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.samples import Sample
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.errors import InputError, SettingsError
 
 from ....conftest import tar_bytes
 
@@ -120,14 +122,115 @@ def test_a_foreign_table_that_is_not_parquet_is_named_in_the_error(tmp_path: Pat
         list_image_shards(Store(str(tmp_path)))
 
 
-def test_shards_need_distinct_numbers_as_names(tmp_path: Path) -> None:
-    (tmp_path / "train.tar").write_bytes(tar_bytes(PAIR))
-    with pytest.raises(InputError, match=r"train\.tar: image shards are named by number"):
-        list_image_shards(Store(str(tmp_path)))
-    (tmp_path / "train.tar").rename(tmp_path / "00001.tar")
-    (tmp_path / "0001.tar").write_bytes(tar_bytes(PAIR))
-    with pytest.raises(InputError, match="two shards have the number 1"):
-        list_image_shards(Store(str(tmp_path)))
+def test_tars_of_any_name_are_numbered_in_order_and_keep_their_numbers_when_others_follow(tmp_path: Path) -> None:
+    def found() -> list[tuple[str, str, str]]:
+        shards = list_image_shards(Store(str(tmp_path)))
+        return [(shard.name, shard.tar_name, shard.fingerprint) for shard in shards]
+
+    for name in ("cc3m-train-0010.tar", "cc3m-train-0009.TAR", "val/my shard 1.tar.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(tar_bytes(PAIR))
+    before = found()
+    assert [(number, name) for number, name, _ in before] == [
+        ("00000", "cc3m-train-0009.TAR"), ("00001", "cc3m-train-0010.tar"), ("00002", "val/my shard 1.tar.gz"),
+    ]  # fmt: skip
+    (tmp_path / "val/my shard 2.tar").write_bytes(tar_bytes(PAIR))
+    assert found()[:3] == before
+    assert len(found()) == 4
+    (tmp_path / "cc3m-train-0001.tar").write_bytes(tar_bytes(PAIR))
+    assert [name for _, name, _ in found()][1:4] == [name for _, name, _ in before]
+
+
+def test_a_compressed_tar_has_the_samples_of_the_tar_and_its_table(tmp_path: Path) -> None:
+    (tmp_path / "a-0.tgz").write_bytes(gzip.compress(tar_bytes([*PAIR, ("0001.jpg", b"x")])))
+    pq.write_table(pa.table({"key": ["0000", "0001"]}), tmp_path / "a-0.parquet")
+    store = Store(str(tmp_path))
+    (shard,) = list_image_shards(store)
+    assert (shard.samples, shard.table_name, shard.files) == (2, "a-0.parquet", ("a-0.tgz", "a-0.parquet"))
+    assert [sample.key for sample in shard.read(store)] == ["0000", "0001"]
+    assert shard.tables(store)[0] is not None
+
+
+def test_only_the_tars_that_are_named_are_listed(tmp_path: Path) -> None:
+    for name in ("00003.tar", "00007.tar", "00010.tar"):
+        (tmp_path / name).write_bytes(tar_bytes(PAIR))
+    shards = list_image_shards(Store(str(tmp_path)), ["00007.tar", "00003.tar"])
+    assert [shard.name for shard in shards] == ["00003", "00007"]
+    with pytest.raises(InputError, match=r"00004\.tar: no such file"):
+        list_image_shards(Store(str(tmp_path)), ["00004.tar"])
+    folder = tmp_path / "ours"
+    store = committed(folder)
+    assert [shard.name for shard in list_image_shards(store, ["00000.tar"])] == ["00000"]
+    with pytest.raises(InputError, match=r"00001\.tar is in no record"):
+        list_image_shards(store, ["00001.tar"])
+
+
+SIDE = [("0000.jpg", b"image 0"), ("0001.jpg", b"image 1"), ("0002.jpg", b"image 2")]
+
+
+def captions_beside(
+    folder: Path, members: list[tuple[str, bytes]], **columns: Any
+) -> list[tuple[str, tuple[bytes, ...]]]:
+    (folder / "a.tar").write_bytes(tar_bytes(members))
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    store = Store(str(folder))
+    (shard,) = list_image_shards(store, caption_column="text")
+    table = shard.tables(store)[0]
+    assert table is not None
+    assert "text" not in table.column_names
+    return [(sample.key, sample.captions) for sample in shard.read(store)]
+
+
+def test_captions_are_read_from_a_column_beside_the_tar(tmp_path: Path) -> None:
+    found = captions_beside(tmp_path, SIDE, key=["2", "0000"], text=["two", "zero"])
+    assert found == [("0000", (b"zero",)), ("0001", ()), ("0002", (b"two",))]
+    (shard,) = list_image_shards(Store(str(tmp_path)), caption_column="text")
+    assert [sample.instead for sample in shard.read(Store(str(tmp_path)))][1] == "a.parquet has no row of key '0001'"
+    plain = list_image_shards(Store(str(tmp_path)))[0]
+    assert shard.fingerprint != plain.fingerprint
+
+
+def test_a_column_of_the_table_is_proposed_if_the_tar_has_no_captions(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*SIDE, ("3.jpg", b"3"), ("3.txt", b"three")]))
+    store = Store(str(tmp_path))
+    proposal = "; for captions in a.parquet, set embed.caption_column=TEXT"
+    for columns, ending in (({"TEXT": ["a"], "key": ["0000"]}, proposal), ({"key": ["0000"]}, "its caption a .txt")):
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+        (shard,) = list_image_shards(store)
+        *images, pair = shard.read(store)
+        assert all(sample.instead.endswith(ending) for sample in images)
+        assert proposal not in pair.instead
+
+
+def test_several_rows_or_a_list_are_several_captions_of_one_image(tmp_path: Path) -> None:
+    keys = ["0000", "0001", "0000"]
+    assert captions_beside(tmp_path, SIDE[:2], key=keys, text=["a", "b", "c"]) == [
+        ("0000", (b"a", b"c")), ("0001", (b"b",)),
+    ]  # fmt: skip
+    (shard,) = list_image_shards(Store(str(tmp_path)), caption_column="text")
+    assert [sample.caption_rows for sample in shard.read(Store(str(tmp_path)))] == [(0, 1), ()]
+    lists = [["a", None, "b"], [], None]
+    assert captions_beside(tmp_path, SIDE, key=["0000", "0001", "0002"], text=lists) == [
+        ("0000", (b"a", b"b")), ("0001", ()), ("0002", ()),
+    ]  # fmt: skip
+
+
+def test_rows_of_one_key_belong_to_the_samples_of_that_key_in_order(tmp_path: Path) -> None:
+    members = [("0.jpg", b"1"), ("0.jpg", b"2"), ("1.jpg", b"3")]
+    found = captions_beside(tmp_path, members, key=["0", "0", "1", "1"], text=[*"abcd"])
+    assert found == [("0", (b"a",)), ("0", (b"b",)), ("1", (b"c", b"d"))]
+
+
+def test_a_column_that_cannot_be_captions_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"caption_column=text: .*a\.parquet has no column 'text'; it has key, url"):
+        captions_beside(tmp_path, SIDE, key=["0000"], url=["u"])
+    with pytest.raises(SettingsError, match=r"has no column 'key'; it has text"):
+        captions_beside(tmp_path, SIDE, text=["a"])
+    with pytest.raises(SettingsError, match=r"has int64 there, needed is text"):
+        captions_beside(tmp_path, SIDE, key=["0000"], text=[1])
+    (tmp_path / "b.tar").write_bytes(tar_bytes(PAIR))
+    with pytest.raises(InputError, match=r"b\.parquet is missing; each tar needs a table"):
+        list_image_shards(Store(str(tmp_path)), caption_column="text")
 
 
 def test_the_error_for_a_folder_without_shards_names_the_command(tmp_path: Path) -> None:
@@ -177,14 +280,10 @@ def test_a_manifest_with_shards_that_are_not_numbers_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("names", "named"),
     [
-        (["cc3m-0000.tar"], r"cc3m-0000\.tar: image shards are named by number"),
-        (["my shard 0.tar"], r"my shard 0\.tar: image shards are named by number"),
-        (["deep/00000.tar"], r"deep/00000\.tar: image shards are named by number.*in the folder itself"),
-        (["00000.TAR"], r"00000\.TAR: image shards are named by number"),
-        (["00000.tar.gz"], r"00000\.tar\.gz: image shards must not be compressed"),
-        (["00000.tar", "00001.tgz"], r"00001\.tgz: image shards must not be compressed"),
-        (["0.tar", "00.tar"], "two shards have the number 0"),
+        (["00000.tar.bz2"], r"00000\.tar\.bz2: its compression is not read; unpack it by `bunzip2 00000\.tar\.bz2`"),
+        (["00000.tar", "00000.tgz"], r"holds both 00000\.tar and 00000\.tgz; move one of them away"),
         (["00000.tar", "00001.parquet"], r"00001\.tar is missing, though there is 00001\.parquet"),
+        (["a-0.tar", "a-01.parquet"], r"a-01\.tar is missing, though there is a-01\.parquet"),
     ],
 )
 def test_unsupported_shards_are_named(tmp_path: Path, names: list[str], named: str) -> None:
@@ -195,9 +294,12 @@ def test_unsupported_shards_are_named(tmp_path: Path, names: list[str], named: s
         list_image_shards(Store(str(tmp_path)))
 
 
-def test_a_tar_that_is_compressed_under_a_plain_name_is_named(tmp_path: Path) -> None:
+def test_the_compression_of_a_tar_is_known_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "00000.tar").write_bytes(gzip.compress(tar_bytes(PAIR)))
-    with pytest.raises(InputError, match=r"00000\.tar is compressed; unpack it"):
+    (tmp_path / "00001.tar.gz").write_bytes(tar_bytes(PAIR))
+    assert len(read_all(tmp_path)) == 2
+    (tmp_path / "00002.tar").write_bytes(lzma.compress(tar_bytes(PAIR)))
+    with pytest.raises(InputError, match=r"00002\.tar: its compression is not read; unpack it by `unxz"):
         list_image_shards(Store(str(tmp_path)))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from priorkit.pipeline.contract.known_rows import join_rows, match_keys
-from priorkit.pipeline.contract.samples import Place
+from priorkit.pipeline.contract.known_rows import RowCaptions, join_rows, match_keys
+from priorkit.pipeline.contract.samples import Place, Sample
 from priorkit.pipeline.errors import InputError
 
 
@@ -47,3 +47,28 @@ def test_a_sample_without_a_row_and_tables_of_other_types_are_refused() -> None:
     tables = [pa.table({"key": ["x"], "n": [1]}), pa.table({"key": ["x"], "n": ["1"]})]
     with pytest.raises(InputError, match="the tables of t do not fit together"):
         join_rows(tables, [place], [place], "t")
+
+
+def test_each_caption_of_a_sample_has_its_own_row_and_a_failed_sample_has_none() -> None:
+    table = pa.table({"key": ["a", "b", "a", "a"], "n": [1, 2, 3, 4]})
+    tables = [None, table]
+    samples = [(Place(1, 5), "a"), (Place(1, 6), "b")]
+    rows = [(Place(1, 5, 0), "a"), (Place(1, 5, 1), "a"), (Place(1, 5, 2), "a"), (Place(1, 6), "b")]
+    found = join_rows(tables, [*rows, *samples], rows, "t")
+    assert found.column("n").to_pylist() == [1, 3, 4, 2]
+
+
+def test_captions_without_rows_of_their_own_share_a_row() -> None:
+    rows = [(Place(0, 5), "a"), (Place(0, 5), "a"), (Place(0, 6), "a")]
+    assert join_rows([pa.table({"key": ["a", "a"], "n": [1, 2]})], rows, rows, "t").column("n").to_pylist() == [1, 1, 2]
+
+
+def test_row_captions_are_matched_by_any_form_of_the_key() -> None:
+    captions = RowCaptions(["7", "x/8", None], [(b"a", b"b"), (b"c",), (b"d",)], {}, "t.parquet")
+    seven = captions.add_to(Sample("cat/0007", b"1", b"old", other_captions=(b"older",)))
+    assert (seven.captions, seven.caption_rows) == ((b"a", b"b"), ())
+    assert captions.add_to(Sample("x/8", None, None)).captions == (b"c",)
+    missing = captions.add_to(Sample("9", b"1", b"old"))
+    assert (missing.captions, missing.instead) == ((), "t.parquet has no row of key '9'")
+    broken = Sample("7", None, None, "damaged_shard: x")
+    assert captions.add_to(broken) is broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from priorkit.pipeline.contract.file_marks import marks_of_read
 from priorkit.pipeline.contract.hashing import hash_file
+from priorkit.pipeline.contract.samples import SampleFiles
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.contract.tar_samples import count_samples, read_tar
+from priorkit.pipeline.contract.tar_samples import count_keys, count_samples, read_tar
 from priorkit.pipeline.errors import InputError
 
 from ....conftest import tar_bytes
@@ -82,3 +84,39 @@ def test_a_complete_tar_ends_with_two_empty_blocks(tmp_path: Path, blocks: int) 
     else:
         with pytest.raises(InputError, match="it ends early"):
             read(tmp_path, content)
+
+
+def test_a_compressed_tar_is_read_and_hashed_like_any_other(tmp_path: Path) -> None:
+    plain = tar_bytes([("0.jpg", b"1" * 2000), ("0.txt", b"a"), ("1.jpg", b"2")])
+    packed = gzip.compress(plain[:1000]) + gzip.compress(plain[1000:])  # pigz and bgzip write several streams
+    assert read(tmp_path, packed, hashed=True) == read(tmp_path / "", plain)
+    read(tmp_path, packed, hashed=True)
+    (mark,) = marks_of_read(Store(str(tmp_path)), ["0.tar"]).values()
+    with (tmp_path / "0.tar").open("rb") as file:
+        assert mark.sha256 == hash_file(file)
+    assert count_samples(Store(str(tmp_path)), "0.tar") == 2
+    assert count_keys(Store(str(tmp_path)), "0.tar") == {"0": 1, "1": 1}
+
+
+@pytest.mark.parametrize("damage", ["packed", "last byte", "content", "flipped"])
+def test_damage_in_a_compressed_tar_is_named(tmp_path: Path, damage: str) -> None:
+    plain = tar_bytes([("0.jpg", bytes(range(256)) * 4), ("1.jpg", b"2" * 100)])
+    packed = gzip.compress(plain)
+    content = {
+        "packed": packed[: len(packed) // 2],
+        "last byte": packed[:-1],
+        "content": gzip.compress(plain[:2048]),
+        "flipped": packed[:-6] + b"\0\0\0\0" + packed[-2:],
+    }[damage]
+    (tmp_path / "0.tar").write_bytes(content)
+    with pytest.raises(InputError, match=r"0\.tar is damaged .*; download that shard again"):
+        list(read_tar(Store(str(tmp_path)), "0.tar", hashed=False))
+    assert count_samples(Store(str(tmp_path)), "0.tar") <= 2
+
+
+def test_rules_choose_the_files_of_a_sample(tmp_path: Path) -> None:
+    members = [("s0.input.JPG", b"1"), ("s0.mask.png", b"2"), ("s0.outputs.txt", b"thing"), ("s0.txt", b"other")]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    rules = SampleFiles(("seg.png", "input.jpg"), "outputs.txt")
+    (sample,) = read_tar(Store(str(tmp_path)), "0.tar", hashed=False, rules=rules)
+    assert (sample.key, sample.image, sample.caption) == ("s0", b"1", b"thing")

@@ -89,3 +89,29 @@ def test_bad_captions_do_not_matter_if_only_images_are_embedded(tmp_path: Path, 
 def test_an_embedding_shard_has_the_number_of_its_input(tmp_path: Path) -> None:
     (shard,) = shards_of(write(tmp_path, {"a.txt": b"a"}), image=False)
     assert EmbedTask(shard, "", None).name == "0000"
+
+
+def test_an_image_with_several_captions_is_embedded_once(tmp_path: Path, embed_settings: EmbedSettings) -> None:
+    files = {f"{number}.png": png(colour) for number, colour in enumerate(COLOURS[:3])}
+    files["0.json"], files["1.json"] = b'{"c": ["a red square", "red"]}', b'{"c": "a green square"}'
+    files["2.json"] = b'{"c": ["blue", "a blue square", "sky"]}'
+    settings = embed_settings.model_copy(update={"caption_key": "c", "batch_size": 2})
+    (shard,) = shards_of(write(tmp_path, files), caption_key="c")
+    encoder, decoded = load_encoder(settings.encoder_settings()), []
+    decode = encoder.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "decode", lambda data: decoded.append(data) or decode(data))
+        engine = NativeEngine(Store(str(tmp_path)), settings, encoder)
+        (window,) = engine.windows(EmbedTask(shard, "", None), None)
+        engine.close()
+    assert isinstance(window, Window)
+    assert window.keys == ["0", "0", "1", "2", "2", "2"]
+    assert [place.position for place in window.places] == [0, 0, 1, 2, 2, 2]
+    assert window.captions == ["a red square", "red", "a green square", "blue", "a blue square", "sky"]
+    assert window.image_embed is not None
+    assert window.text is not None
+    assert len(decoded) == 3
+    assert len(window.text.text_embed) == len(window.image_embed) == 6
+    for row, first in enumerate((0, 0, 2, 3, 3, 3)):
+        assert torch.equal(window.image_embed[row], window.image_embed[first])
+    assert not torch.equal(window.image_embed[0], window.image_embed[2])

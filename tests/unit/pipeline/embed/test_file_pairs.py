@@ -95,3 +95,15 @@ def test_a_missing_image_names_the_existing_files(tmp_path: Path) -> None:
 def test_more_pairs_than_are_read_together_keep_their_order(tmp_path: Path) -> None:
     (found,) = samples_of(write(tmp_path, {f"{number:03d}.txt": b"%d" % number for number in range(70)}), image=False)
     assert [(sample.key, sample.caption) for sample in found] == [(f"{n:03d}", b"%d" % n) for n in range(70)]
+
+
+def test_captions_may_be_in_json_files_or_have_another_extension(tmp_path: Path) -> None:
+    write(tmp_path, {"a.jpg": b"1", "a.json": b'{"x": {"y": ["one", "two"]}}', "b.jpg": b"2", "b.json": b"{}"})
+    ((a, b),) = samples_of(tmp_path, caption_key="x.y")
+    assert (a.captions, b.captions) == ((b"one", b"two"), ())
+    assert b.instead == "its .json has no caption at 'x.y'; its keys are none"
+    assert samples_of(tmp_path)[0][0].instead.endswith("set embed.caption_key=KEY")
+    other = write(tmp_path / "other", {"s.1.input.jpg": b"1", "s.1.jpg": b"2", "s.1.Outputs.txt": b"3"})
+    settings = {"image_extensions": ["input.jpg"], "caption_extension": "outputs.txt"}
+    ((sample,),) = samples_of(other, **settings)
+    assert (sample.key, sample.image, sample.captions) == ("s.1", b"1", (b"3",))

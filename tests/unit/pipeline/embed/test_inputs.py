@@ -11,7 +11,7 @@ import pytest
 from priorkit.pipeline.contract.image_shards import ImageShard
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed.inputs import MergedShard, open_input
-from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.errors import InputError, SettingsError
 
 from .conftest import PAIRS, samples_of, shards_of, write, write_tar
 
@@ -39,9 +39,42 @@ def test_files_of_img2dataset_are_read(tmp_path: Path) -> None:
 
 
 def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
-    write_tar(tmp_path / "00000.tar", 0, 2)
+    write(tmp_path, {"a.jpg": b"1"})
     with pytest.raises(InputError, match="is a file; name the folder"):
-        shards_of(tmp_path / "00000.tar")
+        shards_of(tmp_path / "a.jpg")
+
+
+def test_one_tar_or_a_pattern_of_tars_or_tables_is_read(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"part-{number}.tar", number * 10, 2)
+        pq.write_table(pa.table({"caption": ["a"]}), tmp_path / f"rows-{number}.parquet")
+    (found,) = samples_of(tmp_path / "part-1.tar")
+    assert [sample.key for sample in found] == ["00010", "00011"]
+    first, second = shards_of(tmp_path / "part-{0,2}.tar")
+    assert (first.name, first.title) == ("00000", "part-0.tar")
+    assert (second.name, second.title) == ("00001", "part-2.tar")
+    (joined,) = shards_of(tmp_path / "part-*.tar", rows_per_shard=100)
+    assert joined.samples == 6
+    assert len(shards_of(tmp_path / "rows-*.parquet", image=False)) == 3
+    with pytest.raises(InputError, match=r"names rows-0\.parquet; name tars.* alone|names part-0\.tar"):
+        shards_of(tmp_path / "*-0.*")
+    with pytest.raises(SettingsError, match=r"input_format=files does not fit .*; set it to webdataset"):
+        shards_of(tmp_path / "part-1.tar", input_format="files")
+    with pytest.raises(InputError, match=r"part-9\.tar: no such file"):
+        shards_of(tmp_path / "part-9.tar")
+
+
+def test_settings_of_files_have_no_effect_on_tables(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(SettingsError, match=r"embed\.caption_key has no effect on tables"):
+        shards_of(tmp_path, image=False, caption_key="a")
+
+
+def test_a_table_of_metadata_beside_images_is_theirs(tmp_path: Path) -> None:
+    write(tmp_path, {"a.jpg": b"1"})
+    pq.write_table(pa.table({"file_name": ["a.jpg"], "caption": ["x"]}), tmp_path / "metadata.parquet")
+    ((sample,),) = samples_of(tmp_path)
+    assert (sample.key, sample.captions) == ("a", (b"x",))
 
 
 def test_an_input_without_samples_is_refused(tmp_path: Path) -> None:

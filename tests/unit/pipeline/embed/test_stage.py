@@ -19,6 +19,7 @@ from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import (
     _compare_counts,
     _first_failure,
+    _notes,
     _plan,
     _record_clip,
     embed_manifest,
@@ -178,3 +179,11 @@ def test_the_input_of_a_task_is_the_fingerprint_of_its_first_samples(images: str
     tasks, _ = plan_tasks(images, SETTINGS, 3, None, Store(str(tmp_path / "out")))
     assert tasks[0].input == tasks[0].shard.fingerprint
     assert tasks[1].input == fingerprint([tasks[1].shard.fingerprint, 1])
+
+
+def test_notes_name_tars_that_are_not_sorted_and_shards_of_other_files() -> None:
+    assert _notes({"success": 3}, []) == []
+    (note,) = _notes({"success": 3, "not_together": 1_000}, [])
+    assert note.startswith("1,000 samples: the files of a sample do not stand together; ")
+    (note,) = _notes({}, ["0002", "0003"])
+    assert note.startswith("2 shards, from 0002 on, had been made from other files and were embedded again")

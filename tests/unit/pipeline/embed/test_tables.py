@@ -70,7 +70,7 @@ def test_one_table_may_be_named(tmp_path: Path) -> None:
     [
         ({"image": False, "caption_column": "text"}, "caption_column=text.*it has caption, number"),
         ({"image": False, "caption_column": "number"}, "caption_column=number.*int64.*text"),
-        ({"image_column": "caption"}, "image_column=caption.*string.*binary"),
+        ({"image_column": "caption"}, "image_column=caption.*string.*binary.*embed the folder of the image files"),
     ],
 )
 def test_wrong_columns_are_named(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
@@ -140,3 +140,14 @@ def test_a_table_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     write(tmp_path, {"t.parquet": b"PAR1"})
     with pytest.raises(InputError, match="is no parquet file"):
         shards_of(tmp_path, image=False)
+
+
+def test_a_list_of_captions_is_one_sample(tmp_path: Path) -> None:
+    data = table(image=[b"1", b"2", b"3"], caption=[["a", "b"], None, ["c"]], lang=["en", "de", "fr"])
+    pq.write_table(data, tmp_path / "t.parquet")
+    (found,) = samples_of(tmp_path)
+    assert [(sample.image, sample.captions) for sample in found] == [(b"1", (b"a", b"b")), (b"2", ()), (b"3", (b"c",))]
+    (shard,) = shards_of(tmp_path)
+    (known,) = shard.tables(open_input(str(tmp_path)))
+    assert known is not None
+    assert known.column_names == ["lang", "key"]
