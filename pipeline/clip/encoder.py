@@ -103,8 +103,8 @@ def is_plain(settings: ClipSettings) -> bool:
 def embedding_size(settings: ClipSettings) -> int | None:
     """Return the number of values in each embedding of a CLIP model, without loading the model.
 
-    Return None if open_clip has no config for the model, if the config does not contain the size, or if the config is not
-    a local file.
+    Return None if open_clip has no config for the model, if the config does not contain the size, or if the config is
+    not a local file.
     """
     import open_clip
 

@@ -59,8 +59,8 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
         return InputError(f"{wanted}: {_unreachable(reason, settings.model)}")
     if "RepositoryNotFoundError" in causes:
         return InputError(
-            f"{wanted}: the hub has no such repository, or it is private.\nCorrect the name, or log in with a token that "
-            "may read it (hf auth login)"
+            f"{wanted}: the hub has no such repository, or it is private.\nCorrect the name, or log in with a token "
+            "that may read it (hf auth login)"
         )
     if settings.model.startswith(HUB_PREFIX) and causes & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
         repository = settings.model.removeprefix(HUB_PREFIX)

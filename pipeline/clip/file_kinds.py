@@ -24,13 +24,14 @@ _TAR_MARK = 257
 """Position of the bytes `ustar` in a tar file."""
 _TRANSFORMERS = (
     "weights of transformers",
-    "Put them in a folder with their config.json and give it as --model local-dir:FOLDER, or name it as hf_clip:ORG/NAME",
+    "Put them beside their config.json and give --model local-dir:FOLDER, or name them as hf_clip:ORG/NAME",
 )
+_LORA = "lora"
 _TENSORS = (
     ("noise_scheduler.", "a diffusion prior", "It goes with --clip to `priorkit sample`, or to train.init_from"),
-    ("model.diffusion_model.", "a checkpoint of Stable Diffusion", "Give the CLIP that its text encoder was taken from"),
+    ("model.diffusion_model.", "a checkpoint of Stable Diffusion", "Give the CLIP that its text encoder comes from"),
     ("first_stage_model.", "an image decoder", "Give the weights of a CLIP"),
-    ("lora", "a LoRA adapter, which changes the weights of another model", "Merge it into that model, and save it"),
+    (_LORA, "a LoRA adapter, which changes the weights of another model", "Merge it into that model, and save it"),
     ("text_model.", *_TRANSFORMERS),
     ("vision_model.", *_TRANSFORMERS),
     ("clip.text_model.", *_TRANSFORMERS),
@@ -68,7 +69,7 @@ def _explain_file(path: Path) -> str:
         if "GLOBAL" not in str(error):  # damaged
             return ""
         return (
-            f"{path} contains Python objects other than tensors, such as a whole model, and loading them could run code.\n"
+            f"{path} contains Python objects other than tensors, such as a whole model, which could run code.\n"
             "Where the model was made, save its tensors alone: torch.save(model.state_dict(), FILE)"
         )
     except Exception:  # damaged, or of an unknown kind
@@ -99,6 +100,6 @@ def _is_torch(path: Path) -> bool:
 def _explain_names(names: Iterable[str], path: Path) -> str:
     for name in names:
         for beginning, kind, fix in _TENSORS:
-            if name.startswith(beginning):
+            if name.startswith(beginning) or (beginning == _LORA and f".{_LORA}_" in name):
                 return f"{path} is {kind}.\n{fix}"
     return ""

@@ -74,7 +74,7 @@ def common_name(model: str, pretrained: str | None) -> tuple[str, str | None]:
 
 
 def explain_name(model: str) -> str:
-    """Return an error message that says what a name that open_clip does not know seems to be, and what to write instead.
+    """Return an error message that says what an unknown name seems to be, and what to write instead.
 
     Return an empty string if the name looks like a name of open_clip's that is misspelt.
     """
@@ -88,8 +88,8 @@ def explain_name(model: str) -> str:
     if model.count("/") == 1 and not model.startswith(("ViT-", "RN")):
         return (
             "open_clip has no such model; ORG/NAME looks like a repository of the Hugging Face Hub.\n"
-            f"Write {TRANSFORMERS_PREFIX}{model} if it was made with transformers, or {HUB_PREFIX}{model} if it was made "
-            "with open_clip"
+            f"Write {TRANSFORMERS_PREFIX}{model} if it was made with transformers, or {HUB_PREFIX}{model} if it was "
+            "made with open_clip"
         )
     return ""
 

@@ -77,7 +77,7 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
 
 
 def _require_activation(settings: ClipSettings, weights: Path, config: Mapping[str, Any]) -> None:
-    """Check that the activation in a folder's config is the one in its TorchScript archive, unless the settings name one.
+    """Check that the activation in a folder's config is that of its TorchScript archive, unless the settings name one.
 
     Raises:
         InputError: the activations differ. Other weight files do not contain the activation.

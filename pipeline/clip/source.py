@@ -98,8 +98,8 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
         file = Path(model.removeprefix(OPENAI_PREFIX))
         if not file.is_file():
             raise InputError(
-                f"embed.clip.model={model}: neither a file nor a model of OpenAI's package; those are RN50, RN101, RN50x4, "
-                "RN50x16, RN50x64, ViT-B/32, ViT-B/16, ViT-L/14 and ViT-L/14@336px"
+                f"embed.clip.model={model}: neither a file nor a model of OpenAI's package; those are RN50, RN101, "
+                "RN50x4, RN50x16, RN50x64, ViT-B/32, ViT-B/16, ViT-L/14 and ViT-L/14@336px"
             )
         return ClipSource("openai", file=file)
     if name and Path(name).is_file() and (os.path.sep in name or not is_tag(model, name)):
@@ -110,7 +110,7 @@ def parse_source(settings: ClipSettings, is_tag: Callable[[str, str], bool]) -> 
 
 
 def _local_folder(settings: ClipSettings, folder: Path) -> ClipSource:
-    """Return the source for a local folder of open_clip or transformers. If it has both configs, open_clip's is used."""
+    """Return the source for a local folder of open_clip or transformers. open_clip's config is preferred."""
     if not (folder / CONFIG_NAME).is_file() and (folder / CONFIG_FILE).is_file():
         return ClipSource("transformers", folder=folder)
     return ClipSource("folder", folder=_open_clip_folder(settings, folder))
@@ -130,7 +130,7 @@ def _open_clip_folder(settings: ClipSettings, folder: Path) -> Path:
     if (folder / "model_index.json").is_file():
         raise InputError(
             f"{reason}. It is a pipeline of diffusers, whose text encoder is only one tower of a CLIP.\n"
-            "Give the folder of the whole CLIP (config.json and model.safetensors), or its name on the hub (hf_clip:ORG/NAME)"
+            "Give the folder of the whole CLIP (config.json, model.safetensors) or its name on the hub, hf_clip:ORG/NAME"
         )
     if (folder / "adapter_config.json").is_file():
         raise InputError(
@@ -141,11 +141,11 @@ def _open_clip_folder(settings: ClipSettings, folder: Path) -> Path:
     if archives:
         raise InputError(
             f"{reason} and no {CONFIG_FILE}, only weights such as {archives[0]}.\nFor weights of OpenAI's package give "
-            f"{OPENAI_PREFIX}{folder / archives[0]}; for others name the architecture: --model ViT-B-32 --pretrained FILE"
+            f"{OPENAI_PREFIX}{folder / archives[0]}; for others name the model: --model ViT-B-32 --pretrained FILE"
         )
     raise InputError(
-        f"{reason} (open_clip) and no {CONFIG_FILE} (transformers). Such a file says how to build the model; copy it from "
-        "where the weights came from"
+        f"{reason} (open_clip) and no {CONFIG_FILE} (transformers). Such a file says how to build the model; copy it "
+        "from where the weights came from"
     )
 
 

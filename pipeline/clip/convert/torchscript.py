@@ -68,7 +68,8 @@ def stated_by_archive(path: Path, openai: Mapping[str, Any]) -> dict[str, Any]:
 def _code(path: Path) -> bytes:
     """Return the code in a TorchScript archive as text."""
     with zipfile.ZipFile(path) as archive:
-        return b"\n".join(archive.read(name) for name in archive.namelist() if "/code/" in name and name.endswith(".py"))
+        names = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+        return b"\n".join(archive.read(name) for name in names)
 
 
 def openai_config(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def openai_config(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, An
     except KeyError as error:
         raise InputError(
             f"{path}: not weights of OpenAI's CLIP, which have a tensor {error.args[0]}.\nName the architecture of "
-            "these weights (--model ViT-B-32 --pretrained FILE), or give the folder that holds their config (local-dir:)"
+            "these weights (--model ViT-B-32 --pretrained FILE), or give a folder with their config (local-dir:)"
         ) from None
 
 
@@ -127,8 +128,8 @@ def _resnet(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 def _heads(width: int, path: Path) -> int:
     if width % _OPENAI_HEAD_WIDTH:
         raise InputError(
-            f"{path}: its text tower is {width} wide, but OpenAI's have heads of {_OPENAI_HEAD_WIDTH}. Put the file in a "
-            "folder with an open_clip_config.json that states the heads, and give local-dir:FOLDER"
+            f"{path}: its text tower is {width} wide, but OpenAI's have heads of {_OPENAI_HEAD_WIDTH}. Put the file in "
+            "a folder with an open_clip_config.json that states the heads, and give local-dir:FOLDER"
         )
     return width // _OPENAI_HEAD_WIDTH
 

@@ -59,7 +59,7 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
         which only `Siglip` implements.
 
     Raises:
-        InputError: the file is not a config of CLIP or SigLIP, or a value is one that open_clip's blocks do not support.
+        InputError: the file is not a config of CLIP or SigLIP, or a value is not supported by open_clip's blocks.
     """
     path = folder / CONFIG_FILE
     try:
@@ -111,7 +111,8 @@ def _siglip(values: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]
     size = text.get("projection_size") or text["hidden_size"]
     if size != vision["hidden_size"]:
         raise InputError(
-            f"{path}: its towers give embeddings of different sizes ({size} and {vision['hidden_size']}); correct the config"
+            f"{path}: its towers give embeddings of different sizes ({size} and {vision['hidden_size']}); correct the "
+            "config"
         )
     pooling = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
     return {
@@ -164,8 +165,8 @@ def _activation(name: Any, path: Path) -> tuple[bool, dict[str, Any]]:
     }
     if name not in known:
         raise InputError(
-            f"{path}: hidden_act={name!r} is none of {', '.join(known)}, the activations that open_clip has; embed with "
-            "transformers, and read the vectors with `priorkit adopt`"
+            f"{path}: hidden_act={name!r} is none of {', '.join(known)}, the activations that open_clip has; embed "
+            "with transformers, and read the vectors with `priorkit adopt`"
         )
     return known[name]
 
@@ -181,16 +182,16 @@ def _part(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 def _require_supported(vision: dict[str, Any], path: Path) -> None:
     if vision["num_channels"] != 3 or not isinstance(vision["image_size"], int):
         raise InputError(
-            f"{path}: images of {vision['num_channels']} channels and size {vision['image_size']}; priorkit embeds square "
-            "RGB images"
+            f"{path}: images of {vision['num_channels']} channels and size {vision['image_size']}; priorkit embeds "
+            "square RGB images"
         )
 
 
 def _explain_type(path: Path, kind: Any) -> str:
     if not isinstance(kind, str):
         return (
-            f"{path}: not a config of transformers, which has a model_type. A folder of a CLIP holds the config and the "
-            "weights as save_pretrained writes them, or open_clip_config.json and weights of open_clip"
+            f"{path}: not a config of transformers, which has a model_type. A folder of a CLIP holds the config and "
+            "the weights as save_pretrained writes them, or open_clip_config.json and weights of open_clip"
         )
     described = _OTHER_TYPES.get(kind, "neither CLIP nor SigLIP, the types that priorkit can load")
     return (

@@ -30,8 +30,8 @@ class TransformersPlan:
     config: dict[str, Any]
     """Config of the model in open_clip's form."""
     preprocess: dict[str, Any]
-    """Image preprocessing: values `mean`, `std`, `interpolation`, `resize_mode` and, if images are cropped from a larger
-    size, `resize_to`."""
+    """Image preprocessing: values `mean`, `std`, `interpolation`, `resize_mode` and, if images are cropped from a
+    larger size, `resize_to`."""
     weights: list[Path]
     """Weight files."""
     may_resize: bool
@@ -98,7 +98,8 @@ def plan_transformers(settings: ClipSettings, folder: Path, library: Any) -> Tra
         if settings.quick_gelu:
             vision.pop("act_kwargs", None)
             text.pop("act_kwargs", None)
-    return TransformersPlan(folder, family, config, preprocess, weight_files(folder), may_resize=size is not None and family == "clip")
+    may_resize = size is not None and family == "clip"
+    return TransformersPlan(folder, family, config, preprocess, weight_files(folder), may_resize)
 
 
 def _preprocess(

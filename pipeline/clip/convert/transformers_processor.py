@@ -70,7 +70,8 @@ def transform(preprocess: dict[str, Any], size: int, library: Any) -> Any:
     """
     if preprocess["resize_mode"] == "longest":
         values = {name: preprocess[name] for name in ("mean", "std", "interpolation", "resize_mode")}
-        return library.transform.image_transform_v2(library.transform.PreprocessCfg(size=size, **values), is_train=False)
+        config = library.transform.PreprocessCfg(size=size, **values)
+        return library.transform.image_transform_v2(config, is_train=False)
     resize_to, squash = preprocess.get("resize_to", size), preprocess["resize_mode"] == "squash"
     resize = Resize(size, resize_to, preprocess["interpolation"], squash)
     return Compose([resize, ToTensor(), Normalize(preprocess["mean"], preprocess["std"])])
@@ -141,14 +142,15 @@ def _resizing(values: dict[str, Any], size: int, family: Family, path: Path) -> 
         stored = {"shortest_edge": stored} if family == "clip" else {"height": stored, "width": stored}
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
+    stored, crop = (value if isinstance(value, dict) else {} for value in (stored, crop))
     mode, resize_to = "squash", stored.get("height") if stored.get("height") == stored.get("width") else None
     if crops and "shortest_edge" in stored:
         mode, resize_to = "shortest", stored["shortest_edge"]
     result = (crop.get("height"), crop.get("width")) if crops else (resize_to, resize_to)
     if not isinstance(resize_to, int) or result != (size, size) or resize_to < size:
         raise InputError(
-            f"{path}: size={values['size']}, do_center_crop={str(crops).lower()} and crop_size={values.get('crop_size')} "
-            f"do not give square images of the model's size, {size}; correct the file"
+            f"{path}: size={values['size']}, do_center_crop={str(crops).lower()} and "
+            f"crop_size={values.get('crop_size')} do not give square images of the model's size, {size}; correct them"
         )
     return mode, resize_to
 
@@ -205,8 +207,8 @@ def require_tokenizer(folder: Path, family: Family, vocabulary: int) -> None:
         if family == "clip" and vocabulary == _OPENAI_VOCABULARY:
             return
         raise InputError(
-            f"{folder} holds no tokenizer ({', '.join(VOCABULARY_FILES)}), and its vocabulary of {vocabulary:,} tokens is "
-            "not OpenAI's.\nCopy the tokenizer of the model there; in transformers, processor.save_pretrained writes it"
+            f"{folder} holds no tokenizer ({', '.join(VOCABULARY_FILES)}), and its vocabulary of {vocabulary:,} tokens "
+            "is not OpenAI's.\nCopy the model's tokenizer there; in transformers, processor.save_pretrained writes it"
         )
     if importlib.util.find_spec("transformers") is None:
         raise InputError(
