@@ -130,7 +130,7 @@ def _open_clip_folder(settings: ClipSettings, folder: Path) -> Path:
     if (folder / "model_index.json").is_file():
         raise InputError(
             f"{reason}. It is a pipeline of diffusers, whose text encoder is only one tower of a CLIP.\n"
-            "Give the folder of the whole CLIP (config.json, model.safetensors) or its name on the hub, hf_clip:ORG/NAME"
+            "Give the folder of a whole CLIP (config.json, model.safetensors) or its name on the hub, hf_clip:ORG/NAME"
         )
     if (folder / "adapter_config.json").is_file():
         raise InputError(

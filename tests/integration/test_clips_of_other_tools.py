@@ -97,10 +97,14 @@ def test_a_folder_is_not_extended_with_another_tokenizer(images: str, tmp_path: 
     assert "processor_sha256" in require_manifest(Store(embeddings), "embed").about["clip"]
 
 
-def test_a_name_of_openai_asks_for_openais_weights(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_openai_asks_for_openais_weights(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"embed\.clip\.model=ViT-L-14-quickgelu, pretrained=openai: its files are not on"):
+    with pytest.raises(
+        InputError, match=r"embed\.clip\.model=ViT-L-14-quickgelu, pretrained=openai: its files are not on"
+    ):
         priorkit.embed(images, str(tmp_path / "embeddings"), settings("ViT-L/14"))

@@ -86,9 +86,7 @@ def load_openai(settings: ClipSettings, path: Path, dtype: torch.dtype, device: 
     preprocess = library.transform.PreprocessCfg(size=(size, size), **values)
     library.set_model_preprocess_cfg(model, vars(preprocess))
     tokenizer = library.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    return LoadedClip(
-        model.eval(), library.transform.image_transform_v2(preprocess, is_train=False), tokenizer, config
-    )
+    return LoadedClip(model.eval(), library.transform.image_transform_v2(preprocess, is_train=False), tokenizer, config)
 
 
 def load_state(model: nn.Module, state: dict[str, torch.Tensor], library: Any, *, may_resize: bool) -> None:

@@ -32,9 +32,10 @@ def is_torchscript(path: Path) -> bool:
 
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
     """Read the weights in a TorchScript archive."""
+    load: Any = torch.jit.load  # has no type annotations
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls TorchScript deprecated, but still reads it
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        state = load(str(path), map_location="cpu").state_dict()
     return {name: value for name, value in state.items() if name not in _NOT_WEIGHTS}
 
 

@@ -52,9 +52,7 @@ class Resize:
     def __call__(self, image: Image.Image) -> Image.Image:
         image = image.convert("RGB")
         shorter = min(image.size)
-        width, height = (
-            self.resize_to if self.squash else int(self.resize_to * side / shorter) for side in image.size
-        )
+        width, height = (self.resize_to if self.squash else int(self.resize_to * side / shorter) for side in image.size)
         resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return resized.crop((left, top, left + self.size, top + self.size))

@@ -139,5 +139,7 @@ def test_an_archive_is_described_by_its_hash(tmp_path: Path, monkeypatch: pytest
     assert parse(settings) == ClipSource("openai", file=Path("w.pt"))
     assert parse(settings).describe(settings) == {"model": "openai_clip", "files": {"w.pt": sha256(b"weights")}}
     assert clip_location(settings) == {"model": f"openai_clip:{Path.cwd() / 'w.pt'}", "pretrained": None}
-    with pytest.raises(InputError, match=r"openai_clip:x\.pt: neither a file nor a model of OpenAI's package; those are"):
+    with pytest.raises(
+        InputError, match=r"openai_clip:x\.pt: neither a file nor a model of OpenAI's package; those are"
+    ):
         parse(ClipSettings(model="openai_clip:x.pt"))

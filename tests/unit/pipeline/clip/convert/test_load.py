@@ -231,9 +231,7 @@ def test_an_archive_of_openai_gives_the_vectors_of_its_own_module(tmp_path: Path
     assert encoder.identity["preprocess"]["mean"] == [0.48145466, 0.4578275, 0.40821073]
 
 
-def test_an_archive_is_the_same_clip_by_each_way_to_name_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_is_the_same_clip_by_each_way_to_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_archive(tmp_path / "ViT.pt")
     configs = tmp_path / "configs"
     configs.mkdir()

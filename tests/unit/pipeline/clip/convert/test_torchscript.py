@@ -63,7 +63,7 @@ def test_the_config_is_derived_from_the_shapes(name: str) -> None:
 
 
 def test_weights_of_another_form_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"w\.pt: not weights of OpenAI's CLIP, which have a tensor visual\.attnpool.*\n"):
+    with pytest.raises(InputError, match=r"w\.pt: not weights of OpenAI.s CLIP, which have a tensor visual\.attnpool"):
         openai_config({"a": torch.ones(1)}, Path("w.pt"))
     state = open_clip.CLIP(**{**OPENAI_CONFIG, "text_cfg": {**OPENAI_CONFIG["text_cfg"], "width": 16}}).state_dict()
     with pytest.raises(InputError, match="text tower is 16 wide, but OpenAI's have heads of 64"):

@@ -43,7 +43,9 @@ def cached(hub: Path, repository: str) -> Path:
     return base / "snapshots" / ("1" * 40)
 
 
-def test_a_folder_is_described_by_the_hashes_of_its_files(clip: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_described_by_the_hashes_of_its_files(
+    clip: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = ClipSettings(model=f"local-dir:{clip[0]}")
     described = clip_source(settings)
     assert described["model"] == "local-dir"
@@ -96,7 +98,9 @@ def test_an_architecture_whose_preprocessing_differs_must_state_it(
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", plan.config)
     tags = {"a": {"mean": (0.1, 0.1, 0.1)}, "b": {}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
-    with pytest.raises(InputError, match=r"holds no preprocessor_config\.json.*\nCopy that file .*, or set embed\.clip to"):
+    with pytest.raises(
+        InputError, match=r"holds no preprocessor_config\.json.*\nCopy that file .*, or set embed\.clip to"
+    ):
         check_clip(ClipSettings(model=f"local-dir:{folder}"))
     stated = PreprocessSettings(mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize_mode="squash")
     check_clip(ClipSettings(model=f"local-dir:{folder}", preprocess=stated))
@@ -115,7 +119,9 @@ def test_a_repository_is_loaded_from_the_hubs_cache(hub: Path) -> None:
 
 
 def test_an_unreachable_repository_is_refused_with_the_way_without_a_hub(hub: Path) -> None:
-    with pytest.raises(InputError, match=r"the hub that has them cannot be reached.*\n.*tokenizer\) here and give --model"):
+    with pytest.raises(
+        InputError, match=r"the hub that has them cannot be reached.*\n.*tokenizer\) here and give --model"
+    ):
         identify_clip(ClipSettings(model="hf_clip:org/none"))
     folder = cached(hub, "org/other")
     folder.mkdir(parents=True)

@@ -25,14 +25,16 @@ from .conftest import VOCABULARY, write_tokenizer
 OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
 
 
-def read(folder: Path, family: Family, size: int, **values: Any) -> dict[str, Any] | None:
+def read(folder: Path, family: Family, side: int, **values: Any) -> dict[str, Any] | None:
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    return read_preprocess(folder, family, size)
+    return read_preprocess(folder, family, side)
 
 
 def test_files_of_all_ages_are_read(tmp_path: Path) -> None:
-    """As openai/clip-vit-large-patch14, laion's models, google/siglip-base-patch16-224 and transformers 5 write them."""
-    old = read(tmp_path, "clip", 224, size=224, crop_size=224, resample=3, do_center_crop=True, feature_extractor_type="x")
+    """As openai/clip-vit-large-patch14, laion, google/siglip-base-patch16-224 and transformers 5 write them."""
+    old = read(
+        tmp_path, "clip", 224, size=224, crop_size=224, resample=3, do_center_crop=True, feature_extractor_type="x"
+    )
     assert old is not None
     assert (old["mean"], old["interpolation"], old["resize_mode"]) == (OPENAI_MEAN, "bicubic", "shortest")
     sides = {"height": 224, "width": 224}
@@ -104,10 +106,12 @@ def test_captions_are_padded_and_cut_to_the_models_length(tmp_path: Path) -> Non
         Tokenizer(tmp_path, 6, 12)
 
 
-def test_a_missing_tokenizer_is_refused_unless_open_clip_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tokenizer_is_refused_unless_open_clip_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     require_tokenizer(tmp_path, "clip", 49408)
     for family, vocabulary in (("clip", 13), ("siglip", 49408)):
-        with pytest.raises(InputError, match=r"holds no tokenizer .*not OpenAI's\.\nCopy the tokenizer"):
+        with pytest.raises(InputError, match=r"holds no tokenizer .*not OpenAI's\.\nCopy the model's tokenizer"):
             require_tokenizer(tmp_path, family, vocabulary)  # type: ignore[arg-type]
     write_tokenizer(tmp_path)
     require_tokenizer(tmp_path, "clip", 13)
