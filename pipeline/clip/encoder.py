@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from packaging.version import Version
 
 from ..compute.device import require_device
 from ..contract.manifest import fingerprint
-from ..errors import InputError, SettingsError
-from .errors import explain, silence_library_logs
-from .identity import describe_function, has_quick_gelu
+from ..errors import InputError
+from .convert.load import LoadedClip
+from .convert.transformers_config import read_config
+from .identity import describe_function
+from .loading import check_source, load_clip
 from .packed_block import pack_blocks
 from .pixels import Pixels
-from .plan import hub_config, open_clip_defaults, plan_clip, trained_by_config
-from .positions import require_positions
-from .preprocess import PREPROCESS_FIELDS
+from .plan import open_clip_defaults, plan_clip
 from .settings import ClipSettings, EncoderSettings
-from .source import HUB_PREFIX, LOCAL_PREFIX, ClipSource, clip_location, parse_source
+from .source import LOCAL_PREFIX, ClipSource, clip_location, parse_source
 from .text_tower import TextEmbeds, TextTower, probe_captions
 
 __all__ = ["ClipEncoder", "check_clip", "clip_location", "clip_source", "identify_clip", "load_encoder"]
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send no usage data unless the user asks for it
 
-_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""open_clip precision names, keyed by the name of the torch dtype."""
 _CPU_IMAGES = 32
 """Maximum number of images per forward pass of the image tower on the CPU.
 
@@ -62,7 +58,7 @@ def check_clip(settings: ClipSettings) -> None:
     """
     import open_clip
 
-    plan_clip(settings, _source(settings), open_clip)
+    check_source(settings, _source(settings), open_clip)
 
 
 def clip_source(settings: ClipSettings) -> dict[str, Any]:
@@ -107,13 +103,15 @@ def is_plain(settings: ClipSettings) -> bool:
 def embedding_size(settings: ClipSettings) -> int | None:
     """Return the number of values in each embedding of a CLIP model, without loading the model.
 
-    Return None if open_clip has no config for the model, if the config does not contain the size, or if the model is on
-    the Hugging Face Hub.
+    Return None if open_clip has no config for the model, if the config does not contain the size, or if the config is
+    not a local file.
     """
     import open_clip
 
     source = _source(settings)
-    if source.kind == "hub":
+    if source.kind == "transformers" and source.folder is not None:
+        return int(read_config(source.folder)[1]["embed_dim"])
+    if source.kind in ("hub", "transformers", "openai"):
         return None
     name = settings.model if source.folder is None else f"{LOCAL_PREFIX}{source.folder}"
     config = open_clip.get_model_config(name)
@@ -136,8 +134,8 @@ def identify_clip(settings: ClipSettings) -> dict[str, Any]:
 def _identify(settings: ClipSettings, source: str) -> dict[str, Any]:
     import open_clip
 
-    model, _, _, config = _load(settings, "float32", "cpu")
-    return describe_function(model, config, open_clip)
+    loaded = _load(settings, "float32", "cpu")
+    return describe_function(loaded.model, loaded.config, open_clip)
 
 
 def load_encoder(settings: EncoderSettings) -> ClipEncoder:
@@ -184,15 +182,16 @@ class ClipEncoder:
         require_device(settings.device)
         device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         torch.set_num_threads(settings.threads)
-        self._model, preprocess, self._tokenizer, config = _load(settings.clip, settings.dtype, settings.device)
-        self._pixels = Pixels(preprocess, _longer_side(self._model.visual.image_size), device, dtype)
+        loaded = _load(settings.clip, settings.dtype, settings.device)
+        self._model, self._tokenizer = loaded.model, loaded.tokenizer
+        self._pixels = Pixels(loaded.preprocess, _longer_side(self._model.visual.image_size), device, dtype)
         self._text = TextTower(self._model, device, settings.batch_size)
         self._text.probe(self._tokenizer(probe_captions()))
         if settings.token_states and self._text.token_width is None:
             raise InputError(
                 f"{settings.clip.model}: this text tower gives no token states; set embed.token_states=false"
             )
-        self.identity = self._describe(settings, config)
+        self.identity = self._describe(settings, loaded)
         if settings.compile:
             self._model.visual.compile()
         else:
@@ -200,20 +199,21 @@ class ClipEncoder:
         if self._text.blocks is not None:
             pack_blocks(self._text.blocks)
 
-    def _describe(self, settings: EncoderSettings, config: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, settings: EncoderSettings, loaded: LoadedClip) -> dict[str, Any]:
         import open_clip
 
         # weights are hashed in float32, because rounding to another dtype would change the hash
         is_cast = settings.dtype != "float32"
         return {
             "source": clip_source(settings.clip),
-            **(identify_clip(settings.clip) if is_cast else describe_function(self._model, config, open_clip)),
+            **(identify_clip(settings.clip) if is_cast else describe_function(self._model, loaded.config, open_clip)),
             "dtype": settings.dtype,
             "normalised": True,
             "text_cut": self._text.is_cut,
-            "embed_dim": int(config["embed_dim"]),
+            "embed_dim": int(loaded.config["embed_dim"]),
             "token_width": self._text.token_width,
             "context_length": int(self._model.context_length),
+            **({} if loaded.processor_sha256 is None else {"processor_sha256": loaded.processor_sha256}),
         }
 
     def drop_image_tower(self) -> None:
@@ -282,74 +282,7 @@ def _longer_side(size: int | tuple[int, int]) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def _load(settings: ClipSettings, dtype: str, device: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Load a CLIP model with open_clip.
-
-    If the weights are missing, raise an error. By default, open_clip would return a model with random weights instead.
-
-    Args:
-        settings: settings of the model.
-        dtype, device: dtype and device of the model's weights.
-
-    Returns:
-        The model in evaluation mode, its image transform for inference, its tokenizer, and its open_clip config.
-
-    Raises:
-        InputError: the model or its weights are unavailable, or the weights do not fit the model.
-        SettingsError: `quick_gelu` is set, but the model ignores it.
-    """
+def _load(settings: ClipSettings, dtype: str, device: str) -> LoadedClip:
     import open_clip
 
-    source = _source(settings)
-    plan = plan_clip(settings, source, open_clip)
-    if source.folder is not None and Version(open_clip.__version__).major < 3:
-        raise InputError(
-            f"embed.clip.model={settings.model}: folders need open_clip_torch 3 or newer, here is "
-            f"{open_clip.__version__}; give a model's name, and the path of its weights as pretrained"
-        )
-    try:
-        with warnings.catch_warnings(), silence_library_logs():
-            trained = plan.trained
-            if plan.name.startswith(HUB_PREFIX):
-                stored = hub_config(plan.name.removeprefix(HUB_PREFIX), open_clip)
-                trained = trained_by_config(settings, stored, open_clip)
-            # embeddings are wrong if the activation is not the one that the weights were trained with
-            if settings.quick_gelu is None:
-                warnings.filterwarnings("error", message=".*QuickGELU mismatch.*")
-            else:
-                warnings.filterwarnings("ignore", message=".*QuickGELU mismatch.*")
-            loads_file = plan.weights is not None
-            weights = {"load_weights": False, "pretrained_text": False} if loads_file else {"require_pretrained": True}
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                plan.name, plan.pretrained, precision=_PRECISIONS[dtype], device=device,
-                **weights, **_options(settings, trained),
-            )  # fmt: skip
-            if loads_file:
-                open_clip.load_checkpoint(model, str(plan.weights), strict=True)
-            require_positions(model, plan, settings)
-            tokenizer = open_clip.get_tokenizer(plan.name)
-            config = open_clip.get_model_config(plan.name)
-    except (InputError, SettingsError):
-        raise
-    except Exception as error:  # open_clip lets any exception from torch, the hub or a parser propagate
-        raise explain(settings, error) from error
-    if settings.quick_gelu is not None and settings.quick_gelu != has_quick_gelu(model):
-        raise SettingsError(
-            f"embed.clip.quick_gelu={str(settings.quick_gelu).lower()} has no effect on {settings.model}; leave it out"
-        )
-    return model.eval(), preprocess, tokenizer, config
-
-
-def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments for open_clip that set the preprocessing, activation and image size of a model.
-
-    Args:
-        settings: settings of the model; only the image size is used.
-        trained: preprocessing and activation values to pass, keyed by name in `TRAINED_FIELDS`.
-    """
-    options = {f"image_{name}": trained[name] for name in PREPROCESS_FIELDS if name in trained}
-    if settings.preprocess is not None and settings.preprocess.size is not None:
-        options["force_image_size"] = settings.preprocess.size
-    if "quick_gelu" in trained:
-        options |= {"force_quick_gelu": True} if trained["quick_gelu"] else {"quick_gelu": False}
-    return options
+    return load_clip(settings, _source(settings), dtype, device, open_clip)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ..errors import InputError
 from ..explain import one_line
+from .names import HUB_PREFIX, TRANSFORMERS_PREFIX
 from .settings import ClipSettings
 
 _LONGEST = 400
@@ -50,14 +51,22 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
     """
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
     *_, cause = _causes(error)
+    causes = {type(link).__name__ for link in _causes(error)}
     # if weights from a hub are missing, open_clip logs the reason, and later raises this error without the reason
     is_absent = "Required pretrained weights" in str(error)
-    if is_absent or any(type(link).__name__ == "LocalEntryNotFoundError" for link in _causes(error)):
+    if is_absent or "LocalEntryNotFoundError" in causes:
         reason = "its config is there, its weights are not" if is_absent else str(cause)
+        return InputError(f"{wanted}: {_unreachable(reason, settings.model)}")
+    if "RepositoryNotFoundError" in causes:
         return InputError(
-            f"{wanted}: its files are not on this machine, and the hub that has them cannot be reached ({reason}).\n"
-            "Connect this machine, or copy the model's folder (weights and open_clip_config.json) here and give "
-            "--model local-dir:FOLDER. A file of weights alone (--pretrained FILE) does not say its preprocessing"
+            f"{wanted}: the hub has no such repository, or it is private.\nCorrect the name, or log in with a token "
+            "that may read it (hf auth login)"
+        )
+    if settings.model.startswith(HUB_PREFIX) and causes & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
+        repository = settings.model.removeprefix(HUB_PREFIX)
+        return InputError(
+            f"{wanted}: the repository holds no open_clip_config.json, so it is not one of open_clip.\nFor a CLIP or "
+            f"SigLIP of transformers write hf_clip:{repository}"
         )
     if "QuickGELU mismatch" in str(error):
         return InputError(
@@ -70,6 +79,20 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
     return InputError(
         f"{wanted}: cannot be loaded ({reason}); weights are the tensors of a model's state_dict, in safetensors or by "
         "torch.save, and must fit the model"
+    )
+
+
+def _unreachable(reason: str, model: str) -> str:
+    """Return the part of a message that says how to go on without a hub."""
+    absent = f"its files are not on this machine, and the hub that has them cannot be reached ({reason}).\n"
+    if model.startswith(TRANSFORMERS_PREFIX):
+        return (
+            f"{absent}Connect this machine, or copy the model's folder (weights, config.json, preprocessor_config.json "
+            "and the tokenizer) here and give --model local-dir:FOLDER"
+        )
+    return (
+        f"{absent}Connect this machine, or copy the model's folder (weights and open_clip_config.json) here and give "
+        "--model local-dir:FOLDER. A file of weights alone (--pretrained FILE) does not say its preprocessing"
     )
 
 

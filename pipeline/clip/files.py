@@ -15,6 +15,8 @@ from ..json_text import parse_json
 CONFIG_NAME = "open_clip_config.json"
 """Name of open_clip's JSON config file, which contains a model's architecture and preprocessing."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_OTHER_FRAMEWORKS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "llama.cpp"}
+"""Names of frameworks, keyed by the suffix of the weight files that only they can read."""
 _PREFERRED = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
@@ -24,11 +26,16 @@ _CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": (
 """Values that open_clip accepts for each preprocessing field, keyed by field name."""
 
 
-def find_weights(folder: Path) -> Path:
+def find_weights(folder: Path, config: str = CONFIG_NAME, names: tuple[str, ...] = _PREFERRED) -> Path:
     """Return the path of the weight file in a CLIP model's folder.
 
-    If the folder contains files with names from `_PREFERRED`, return the one that is listed first there. Otherwise, the
+    If the folder contains files with names from `names`, return the one that is listed first there. Otherwise, the
     folder must contain exactly one weight file, and that file is returned.
+
+    Args:
+        folder: folder of the model.
+        config: name of the config file that the folder has, for error messages.
+        names: preferred names of weight files, most preferred first.
 
     Raises:
         InputError: the folder has no weight file, or several weight files without a preferred name. The error is also
@@ -37,17 +44,21 @@ def find_weights(folder: Path) -> Path:
     candidates = sorted(
         path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES and is_data(path.name) and path.is_file()
     )
-    preferred = [path for name in _PREFERRED for path in candidates if path.name == name]
+    preferred = [path for name in names for path in candidates if path.name == name]
     if not candidates:
         endings = ", ".join(f"*{suffix}" for suffix in _WEIGHT_SUFFIXES)
-        raise InputError(
-            f"local-dir:{folder} holds no weights ({endings}) beside {CONFIG_NAME}; put the model's weights there"
-        )
+        others = [path for path in sorted(folder.iterdir()) if path.suffix in _OTHER_FRAMEWORKS]
+        fix = "put the model's weights there"
+        if others:
+            framework = _OTHER_FRAMEWORKS[others[0].suffix]
+            fix = f"{others[0].name} is of {framework}: load it there, and save it for PyTorch as safetensors"
+        raise InputError(f"local-dir:{folder} holds no weights ({endings}) beside {config}; {fix}")
     if not preferred and len(candidates) > 1:
-        names = ", ".join(path.name for path in candidates[:3]) + (" and more" if len(candidates) > 3 else "")
+        listed = ", ".join(path.name for path in candidates[:3]) + (" and more" if len(candidates) > 3 else "")
+        bare = next(name for name in names if name.endswith(".bin"))
         raise InputError(
-            f"local-dir:{folder} holds several files of weights ({names}), and none has a name that open_clip takes "
-            f"first; keep one, or rename it to open_clip_pytorch_model.bin (.safetensors: {_PREFERRED[0]})"
+            f"local-dir:{folder} holds several files of weights ({listed}), and none has a name that is taken "
+            f"first; keep one, or rename it to {bare} (.safetensors: {names[0]})"
         )
     weights = (preferred or candidates)[0]
     require_content(weights)

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .convert.torchscript import is_torchscript, stated_activation, stated_by_archive
+from .file_kinds import require_weights
 from .files import CONFIG_NAME, find_weights, read_clip_config, require_content
+from .names import explain_name
 from .preprocess import TRAINED_FIELDS, as_trained, decide
 from .settings import ClipSettings
 from .source import LOCAL_PREFIX, ClipSource
@@ -30,8 +33,8 @@ class ClipPlan:
     weights: Path | None
     """Weight file to load after the model is built; None if open_clip loads the weights while it builds the model.
 
-    It is set only for a model in a folder. priorkit chooses the file with `find_weights`, because open_clip would
-    choose by different rules.
+    It is set for a model in a folder, because priorkit chooses the file with `find_weights`, and open_clip would choose
+    by different rules. It is also set for TorchScript archives, which open_clip does not load.
     """
     trained: dict[str, Any]
     """Preprocessing and activation values to pass to open_clip, keyed by name in `TRAINED_FIELDS`.
@@ -54,8 +57,10 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
     """
     given = _given(settings)
     if source.folder is not None:
-        weights = find_weights(source.folder).absolute()
-        trained = trained_by_config(settings, read_clip_config(source.folder / CONFIG_NAME), library)
+        weights, config = find_weights(source.folder).absolute(), read_clip_config(source.folder / CONFIG_NAME)
+        require_weights(weights)
+        _require_activation(settings, weights, config or {})
+        trained = trained_by_config(settings, config, library)
         return ClipPlan(f"{LOCAL_PREFIX}{source.folder}", None, weights, trained)
     if source.kind == "hub":
         return ClipPlan(settings.model, None, None, given)
@@ -64,7 +69,26 @@ def plan_clip(settings: ClipSettings, source: ClipSource, library: Any) -> ClipP
         return ClipPlan(settings.model, settings.pretrained, None, given)
     path = Path(os.path.abspath(source.file))
     require_content(path)
-    return ClipPlan(settings.model, str(path), None, _trained_by_neighbours(settings, path, library))
+    require_weights(path)
+    trained = _trained_by_neighbours(settings, path, library)
+    if is_torchscript(path):
+        return ClipPlan(settings.model, None, path, trained)
+    return ClipPlan(settings.model, str(path), None, trained)
+
+
+def _require_activation(settings: ClipSettings, weights: Path, config: Mapping[str, Any]) -> None:
+    """Check that the activation in a folder's config is that of its TorchScript archive, unless the settings name one.
+
+    Raises:
+        InputError: the activations differ. Other weight files do not contain the activation.
+    """
+    stated = stated_activation(weights) if is_torchscript(weights) else None
+    configured = bool(config.get("model_cfg", {}).get("quick_gelu"))
+    if settings.quick_gelu is None and stated not in (None, configured):
+        raise InputError(
+            f"{weights}: its code uses {'QuickGELU' if stated else 'GELU'}, but {CONFIG_NAME} beside it says "
+            f"quick_gelu={str(configured).lower()}; correct the config, or set embed.clip.quick_gelu"
+        )
 
 
 def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> None:
@@ -74,6 +98,8 @@ def _require_names(settings: ClipSettings, library: Any, *, has_file: bool) -> N
         InputError: open_clip does not know the model or the tag. The message lists similar names.
     """
     if settings.model not in library.list_models():
+        if explained := explain_name(settings.model):
+            raise InputError(f"embed.clip.model={settings.model}: {explained}")
         nearest = difflib.get_close_matches(settings.model, library.list_models(), n=3, cutoff=0.4)
         raise InputError(
             f"embed.clip.model={settings.model}: open_clip has no such model; nearest: {', '.join(nearest) or 'none'}"
@@ -137,8 +163,8 @@ def trained_by_config(settings: ClipSettings, config: dict[str, Any] | None, lib
 def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> dict[str, Any]:
     """Return the preprocessing and activation values for a weight file, keyed by name in `TRAINED_FIELDS`.
 
-    Each value is taken from the first source that has it: the settings, a config in the same folder as the file, or
-    open_clip's pretrained tags for the model.
+    Each value is taken from the first source that has it: the settings, a config in the same folder as the file, the
+    TorchScript archive itself, or open_clip's pretrained tags for the model.
 
     Args:
         settings: settings of the model.
@@ -151,7 +177,8 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
     """
     model_config = library.get_model_config(settings.model)
     defaults = open_clip_defaults(bool(model_config.get("quick_gelu")), library)
-    wanted, stated = f"embed.clip.pretrained={settings.pretrained}", {}
+    wanted = f"embed.clip.pretrained={settings.pretrained}"
+    stated = stated_by_archive(path, open_clip_defaults(True, library))
     config = read_clip_config(path.parent / CONFIG_NAME)
     if config is not None:
         if _shape(config["model_cfg"], library) != _shape(model_config, library):
@@ -160,9 +187,9 @@ def _trained_by_neighbours(settings: ClipSettings, path: Path, library: Any) -> 
                 f"local-dir:{path.parent}, or move the weights out of that folder"
             )
         model, preprocess = config["model_cfg"], config.get("preprocess_cfg")
-        stated = {"quick_gelu": bool(model.get("quick_gelu"))}
+        stated = {**stated, "quick_gelu": bool(model.get("quick_gelu"))}
         if preprocess:
-            stated = as_trained({**preprocess, **stated}, defaults)
+            stated = as_trained({**stated, **preprocess}, defaults)
     return decide(_given(settings), stated, _tags(settings.model, library), defaults, wanted, settings.model)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from .convert.torchscript import is_torchscript, read_torchscript
 from .plan import ClipPlan
 from .settings import ClipSettings
 
@@ -65,7 +66,7 @@ def _first(lengths: Mapping[str, int], names: tuple[str, ...]) -> int | None:
 def _stored_lengths(weights: Path) -> dict[str, int]:
     """Return the number of positions in each positional embedding of a weight file, keyed by tensor name.
 
-    Only the shapes are read, not the values. The result is empty if the file is neither a safetensors file nor a
+    Only the shapes are used. The result is empty if the file is neither a safetensors file, a TorchScript archive nor a
     `torch.save` file that contains only tensors and plain Python values.
     """
     names = (*_IMAGE, *_TEXT)
@@ -74,9 +75,11 @@ def _stored_lengths(weights: Path) -> dict[str, int]:
 
         with safetensors.safe_open(weights, "pt") as file:
             return {name: file.get_slice(name).get_shape()[0] for name in file.keys() if name in names}  # noqa: SIM118
+    if is_torchscript(weights):
+        return {name: len(value) for name, value in read_torchscript(weights).items() if name in names}
     try:
         content: Any = torch.load(weights, map_location="meta", weights_only=True)
-    except Exception:  # TorchScript or NumPy weights, which open_clip has already loaded
+    except Exception:  # NumPy weights, which open_clip has already loaded
         return {}
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     plain = {name.removeprefix("module."): value for name, value in state.items() if isinstance(name, str)}

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ..settings import Settings
+from .names import common_name
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Name of the torch dtype that both towers of a CLIP model compute in."""
@@ -37,8 +38,14 @@ class ClipSettings(Settings):
     """Settings of the CLIP model that computes the embeddings."""
 
     model: str = "ViT-B-32"
-    """Name of an open_clip model; `hf-hub:ORG/NAME` for a model on the Hugging Face Hub; `priorkit:demo` for the small
-    model that priorkit includes; or `local-dir:PATH` for a folder with an open_clip config and weights."""
+    """Name of an open_clip model, or `local-dir:PATH` for a folder that open_clip or transformers wrote.
+
+    - `open_clip:MODEL/TAG`: open_clip model and its weights, as clip-retrieval writes them.
+    - `ViT-L/14`, `openai_clip:RN50`: model of OpenAI with OpenAI's weights. `openai_clip:FILE` takes an archive.
+    - `hf_clip:ORG/NAME`: CLIP or SigLIP of transformers on the Hugging Face Hub.
+    - `hf-hub:ORG/NAME`: model of open_clip on the Hugging Face Hub.
+    - `priorkit:demo`: small model that priorkit includes.
+    """
     pretrained: str | None = "laion2b_s34b_b79k"
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because such a
     model includes its weights."""
@@ -61,17 +68,22 @@ class ClipSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _clear_default_tag(cls, values: Any) -> Any:
-        """Set `pretrained` to None if the model name has a prefix such as `hf-hub:`. Such a model includes its weights.
+    def _convert_name(cls, values: Any) -> Any:
+        """Convert a name in another tool's spelling to open_clip's names of the model and its weights.
+
+        Set `pretrained` to None if the model name has a prefix such as `hf-hub:`. Such a model includes its weights.
 
         Raises:
-            ValueError: `pretrained` is set explicitly for such a model.
+            ValueError: the name has an unknown prefix, or `pretrained` is set explicitly for a model with weights.
         """
-        if isinstance(values, dict) and ":" in str(values.get("model", "")):
-            if values.get("pretrained") is not None:
-                raise ValueError(f"pretrained must be null: {values['model']!r} brings its own weights")
-            return {**values, "pretrained": None}
-        return values
+        if not isinstance(values, dict) or not isinstance(values.get("model"), str):
+            return values
+        model, pretrained = common_name(values["model"], values.get("pretrained"))
+        if ":" in model:
+            if pretrained is not None:
+                raise ValueError(f"pretrained must be null: {model!r} brings its own weights")
+            return {**values, "model": model, "pretrained": None}
+        return values if model == values["model"] else {**values, "model": model, "pretrained": pretrained}
 
     @model_validator(mode="after")
     def _require_weights(self) -> Self:

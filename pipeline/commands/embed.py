@@ -25,7 +25,7 @@ def embed(
     ] = "data/images",
     embeddings: Annotated[str, typer.Option(help="Folder to write embedding shards to.")] = "data/embeddings",
     model: Annotated[
-        Optional[str], typer.Option(show_default="ViT-B-32", help="open_clip model, hf-hub:ID or local-dir:PATH.")
+        Optional[str], typer.Option(show_default="ViT-B-32", help="ViT-L-14, ViT-L/14, hf_clip:ID or local-dir:PATH.")
     ] = None,
     pretrained: Annotated[
         Optional[str], typer.Option(show_default="laion2b_s34b_b79k", help="open_clip tag or path of the weights.")

@@ -54,6 +54,7 @@ EXTRAS = {
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
     "clip-retrieval": ("clip-retrieval",),
+    "transformers": ("huggingface-hub", "protobuf", "sentencepiece", "transformers"),
 }
 """Additional packages that `pip install "priorkit[EXTRA]"` installs, keyed by the name of the extra."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from priorkit.pipeline.clip import encoder as clip_module
+from priorkit.pipeline.clip import loading
 from priorkit.pipeline.clip.encoder import (
     ClipEncoder,
     check_clip,
@@ -181,7 +182,7 @@ def test_the_activation_in_the_settings_is_used(tiny_clip: Path, tags: Callable[
 
 def test_an_activation_setting_without_effect_is_an_error(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip_module._identify.cache_clear()
-    monkeypatch.setattr(clip_module, "has_quick_gelu", lambda model: False)  # as in towers of timm and Hugging Face
+    monkeypatch.setattr(loading, "has_quick_gelu", lambda model: False)  # as in towers of timm and Hugging Face
     with pytest.raises(SettingsError, match=r"embed\.clip\.quick_gelu=true has no effect"):
         identify_clip(ClipSettings(model=f"local-dir:{tiny_clip}", quick_gelu=True))
 

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 
 from priorkit.pipeline.clip.encoder import ClipEncoder
+from priorkit.pipeline.clip.errors import explain
 from priorkit.pipeline.clip.settings import ClipSettings, EncoderSettings
 from priorkit.pipeline.errors import InputError
 
@@ -57,3 +58,27 @@ def test_weights_that_do_not_fit_are_not_reported_as_a_hub_error(monkeypatch: py
     monkeypatch.setattr(open_clip, "create_model_and_transforms", failing(ValueError("a"), RuntimeError("do not fit")))
     with pytest.raises(InputError, match=r"cannot be loaded \(do not fit\)"):
         ClipEncoder(SETTINGS)
+
+
+class EntryNotFoundError(Exception):
+    """Stand-in for huggingface_hub's exception: the repository has no such file."""
+
+
+class RepositoryNotFoundError(Exception):
+    """Stand-in for huggingface_hub's exception."""
+
+
+def test_repositories_of_another_kind_and_missing_ones_are_told_apart() -> None:
+    wrapped = FileNotFoundError("Failed to download file (open_clip_config.json)")
+    wrapped.__context__ = EntryNotFoundError("404")
+    message = str(explain(ClipSettings(model="hf-hub:openai/clip-vit-base-patch32"), wrapped))
+    assert "holds no open_clip_config.json" in message
+    assert message.endswith("\nFor a CLIP or SigLIP of transformers write hf_clip:openai/clip-vit-base-patch32")
+    for model in ("hf-hub:a/b", "hf_clip:a/b"):
+        message = str(explain(ClipSettings(model=model), RepositoryNotFoundError("401")))
+        assert "the hub has no such repository, or it is private.\nCorrect the name" in message
+
+
+def test_unreachable_models_of_transformers_need_all_their_files() -> None:
+    message = str(explain(ClipSettings(model="hf_clip:a/b"), LocalEntryNotFoundError("no")))
+    assert "config.json, preprocessor_config.json and the tokenizer) here and give --model local-dir:FOLDER" in message

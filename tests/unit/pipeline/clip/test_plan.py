@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import torch
 
 from priorkit.pipeline.clip.encoder import check_clip
 from priorkit.pipeline.clip.plan import ClipPlan, architecture, open_clip_defaults, plan_clip
@@ -114,3 +116,42 @@ def test_real_tags_that_disagree_are_refused(bare_weights: str) -> None:
         check_clip(ClipSettings(model="ViT-B-32", pretrained=bare_weights))
     check_clip(ClipSettings(model="ViT-B-32", pretrained=bare_weights, quick_gelu=False))
     check_clip(ClipSettings(model="ViT-B-32-quickgelu", pretrained=bare_weights))
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("openai/clip-vit-large-patch14", r"Write hf_clip:openai/clip-vit-large-patch14 if"),
+        ("./ViT-L-14.pt", r"a file, and this setting takes a name.*openai_clip:\./ViT-L-14\.pt"),
+        ("./clip", r"a folder, and this setting takes a name; write local-dir:\./clip"),
+    ],
+)
+def test_a_name_of_another_kind_is_an_error_that_says_what_to_write(model: str, named: str) -> None:
+    with pytest.raises(InputError, match=rf"embed\.clip\.model={model}: (.|\n)*{named}"):
+        check_clip(ClipSettings(model=model))
+
+
+def test_weights_of_another_kind_are_refused_before_their_preprocessing_is_asked_for(tmp_path: Path) -> None:
+    torch.save({"text_model.final_layer_norm.weight": torch.ones(1)}, tmp_path / "w.pt")
+    for settings in (
+        ClipSettings(model="ViT-B-32", pretrained=str(tmp_path / "w.pt")),
+        write_folder(tmp_path / "clip", {"w.pt": {"text_model.final_layer_norm.weight": torch.ones(1)}}),
+    ):
+        with pytest.raises(InputError, match=r"w\.pt is weights of transformers\.\nPut them beside their config\.json"):
+            check_clip(settings)
+
+
+def test_an_archive_is_loaded_after_the_model_with_what_it_states(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    for activation, constants, quick_gelu in (("sigmoid", "input_resolution context_length vocab_size", True),
+                                              ("gelu", "", False)):  # fmt: skip
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/constants.pkl", b"")
+            archive.writestr("a/code/model.py", f"{constants}\ntorch.{activation}(x)")
+        if quick_gelu:
+            planned = plan(ClipSettings(model="ViT-L-14", pretrained=str(path)))
+            assert (planned.pretrained, planned.weights) == (None, path)
+            assert planned.trained == open_clip_defaults(True, open_clip)
+        else:  # another's archive, whose preprocessing is not known
+            with pytest.raises(InputError, match="the preprocessing of these weights is not known"):
+                plan(ClipSettings(model="ViT-L-14", pretrained=str(path)))

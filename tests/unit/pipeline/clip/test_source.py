@@ -115,3 +115,31 @@ def test_a_link_in_the_hubs_cache_keeps_its_name_and_its_neighbours(bare_weights
     link = tmp_path / "snapshot" / WEIGHTS
     link.symlink_to("../blob")
     assert clip_location(ClipSettings(model=TINY, pretrained=str(link)))["pretrained"] == str(link)
+
+
+def test_a_folder_of_another_kind_is_described(tmp_path: Path) -> None:
+    for name, file, named in (
+        ("absent", None, "there is no such folder"),
+        ("empty", "README.md", r"and no config\.json \(transformers\)"),
+        ("pipe", "model_index.json", r"a pipeline of diffusers.*\n.*hf_clip:ORG/NAME"),
+        ("lora", "adapter_config.json", r"an adapter \(PEFT\).*\nMerge it"),
+        ("pt", "ViT-L-14.pt", r"only weights such as ViT-L-14\.pt\.\n.* openai_clip:.*pt/ViT-L-14\.pt"),
+    ):
+        if file is not None:
+            write(tmp_path / name / file)
+        with pytest.raises(InputError, match=rf"holds no {CONFIG}.*{named}") as raised:
+            parse(ClipSettings(model=f"local-dir:{tmp_path / name}"))
+        assert str(raised.value).count("\n") <= 1
+
+
+def test_an_archive_is_described_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("w.pt"))
+    settings = ClipSettings(model="openai_clip:w.pt")
+    assert parse(settings) == ClipSource("openai", file=Path("w.pt"))
+    assert parse(settings).describe(settings) == {"model": "openai_clip", "files": {"w.pt": sha256(b"weights")}}
+    assert clip_location(settings) == {"model": f"openai_clip:{Path.cwd() / 'w.pt'}", "pretrained": None}
+    with pytest.raises(
+        InputError, match=r"openai_clip:x\.pt: neither a file nor a model of OpenAI's package; those are"
+    ):
+        parse(ClipSettings(model="openai_clip:x.pt"))
