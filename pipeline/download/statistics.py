@@ -46,7 +46,8 @@ _READERS = 16
 """Number of threads that read `_stats.json` files."""
 _READ_AHEAD = 64 * _READERS
 """Maximum number of `_stats.json` files in memory at once."""
-_STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
+_STATUS = re.compile(r"(?:http_(?:4xx|5xx|other): |HTTP Error )(\d{3})\b")
+"""Pattern for an HTTP status at the start of an error message, of the native engine or of img2dataset."""
 
 
 def failure_label(row: Row) -> str:

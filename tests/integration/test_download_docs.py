@@ -37,10 +37,11 @@ def test_its_commands_run(workspace: Workspace, gate: Gate, small_list: pa.Table
     pq.write_table(pa.table({"url": served, "caption": served, "md5": hashes}), workspace.path / "hashes.parquet")
     blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 5
     outputs = [workspace.run(*command[1:], *HERE).stdout for command in commands]
     assert "nothing was done" in outputs[0]
     for named in ("http_4xx 404", "hosts with most failures", "127.0.0.1", "rows whose URL came before"):
         assert named in outputs[1]
     assert "tried again" in outputs[2]
     assert "hash_mismatch" in outputs[3]
+    assert "engine=img2dataset does not apply download.exif_orientation=apply" in outputs[4]
