@@ -138,7 +138,9 @@ def assert_equal(ours: Path, theirs: Path) -> None:
         with tarfile.open((ours / name).with_suffix(".tar")) as tar:
             listed = tar.getnames()
         assert listed == sorted(listed)
-        stats = [json.loads((folder / name.replace(".parquet", "_stats.json")).read_text()) for folder in (ours, theirs)]
+        stats = [
+            json.loads((folder / name.replace(".parquet", "_stats.json")).read_text()) for folder in (ours, theirs)
+        ]
         assert stats[0].keys() >= stats[1].keys()
         for key in ("count", "successes", "failed_to_download", "failed_to_resize"):
             assert stats[0][key] == stats[1][key]

@@ -73,6 +73,6 @@ def make_request(name: str, folder: str, columns: list[str], settings: DownloadS
         "encode_format": settings.encode_format,
         "retries": settings.retries,
         "user_agent_token": settings.img2dataset.user_agent_token,
-        "disallowed_header_directives": OPT_OUTS,
+        "disallowed_header_directives": list(OPT_OUTS),
     }
     return Request(name, folder, resizer, downloader)

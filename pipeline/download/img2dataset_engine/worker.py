@@ -191,9 +191,16 @@ class _Downloaded:
         row = Row({**values, **results}, body_bytes=body_bytes)
         row.outcome = img2dataset_outcome(row.meta)
         if row.outcome == SUCCESS:
-            member = self._members.get(f"{key}.{self._encoding}")
-            file = None if member is None else self._tar.extractfile(member)
-            if file is None:
-                raise PriorkitError(f"img2dataset stored no image {key} in shard {self._name}; use engine=native")
-            row.image = file.read()
+            row.image = self._image(key)
+            if not row.image:  # img2dataset counts an image that OpenCV cannot encode as a success without bytes
+                row.meta |= {"status": "failed_to_resize", "error_message": "imencode gave no bytes", "sha256": None}
+                row.meta |= dict.fromkeys(("width", "height", "original_width", "original_height"))
+                row.outcome, row.image = img2dataset_outcome(row.meta), None
         return row
+
+    def _image(self, key: str) -> bytes:
+        member = self._members.get(f"{key}.{self._encoding}")
+        file = None if member is None else self._tar.extractfile(member)
+        if file is None:
+            raise PriorkitError(f"img2dataset stored no image {key} in shard {self._name}; use download.engine=native")
+        return file.read()

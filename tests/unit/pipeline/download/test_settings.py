@@ -70,7 +70,7 @@ def test_speed_and_identity_towards_servers_do_not_change_the_folder() -> None:
         assert settings(**{name: value}).identity() != settings().identity()
 
 
-NATIVE_FINGERPRINT = "TO BE FILLED"
+NATIVE_FINGERPRINT = "10dd27e18088d003e5f65ebf83dd9929bfecafca6f11d248a78deecb5d46a530"
 """Fingerprint of the default settings since before there were engines."""
 
 

@@ -71,8 +71,8 @@ def test_defaults_that_are_not_applied_are_notes() -> None:
     notes = given().engine_notes()
     named = [note.partition(" does not apply download.")[2].partition("=")[0] for note in notes]
     assert named == [*unapplied(dict(DownloadSettings())), "concurrency"]
-    assert (
-        "engine=img2dataset does not apply download.exif_orientation=apply: it stores pixels unrotated" in notes
+    assert "engine=img2dataset does not apply download.exif_orientation=apply: it stores pixels unrotated" in notes
+    assert "engine=img2dataset does not apply download.allow_private_addresses=false: it fetches from" in "\n".join(
+        notes
     )
-    assert "engine=img2dataset does not apply download.allow_private_addresses=false: it fetches from" in "\n".join(notes)
     assert DownloadSettings().engine_notes() == []

@@ -52,7 +52,11 @@ FETCHES = [
     ("http://h/a b", "URL can't contain control characters. '/a b' (found at least ' ')", "bad_url"),
     ("http://h:x/", "nonnumeric port: 'x'", "bad_url"),
     ("http:///x", "<urlopen error no host given>", "bad_url"),
-    ("http://h/猫", "'ascii' codec can't encode character '\\u732b' in position 5: ordinal not in range(128)", "bad_url"),
+    (
+        "http://h/猫",
+        "'ascii' codec can't encode character '\\u732b' in position 5: ordinal not in range(128)",
+        "bad_url",
+    ),
     ("http://[h/", "Invalid IPv6 URL", "bad_url"),
     ("http://.h/", "encoding with 'idna' codec failed (UnicodeError: label empty or too long)", "bad_url"),
     ("s3://b/x", "<urlopen error unknown url type: s3>", "bad_scheme"),

@@ -53,7 +53,12 @@ def test_rows_are_committed_in_input_order(worker_folder: tuple[Img2datasetWorke
     assert table.column("caption").to_pylist() == list("abcde")
     assert table.column("url").to_pylist() == URLS
     assert table.column("error_message").to_pylist()[0] == "unknown url type: 'None'"
-    assert sorted(path.name for path in folder.iterdir()) == ["00003.parquet", "00003.tar", "00003_stats.json", "shards"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "00003.parquet",
+        "00003.tar",
+        "00003_stats.json",
+        "shards",
+    ]
 
 
 def test_a_retry_fetches_transient_failures_only(worker_folder: tuple[Img2datasetWorker, list[Row], Path]) -> None:
