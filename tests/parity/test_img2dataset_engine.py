@@ -44,7 +44,7 @@ class Handler(QuietHandler):
             self.send_error(STATUSES[name])
         elif name in ("loop", "moved"):
             self.send_response(302)
-            self.send_header("Location", "/loop" if name == "loop" else "/3.png")
+            self.send_header("Location", "/loop" if name == "loop" else "/1.png")
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif name == "cut":

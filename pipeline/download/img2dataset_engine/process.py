@@ -101,9 +101,10 @@ class _Parent:
             error: cause of the failure.
             row: key of the row that failed; empty if no single row failed.
         """
-        text = f"row {row}: {one_line(error)}" if row else one_line(error)
-        number = error.errno if isinstance(error, OSError) else None
-        self.send("failed", text if number is None else error.strerror, number)
+        if isinstance(error, OSError) and error.errno is not None:
+            self.send("failed", error.strerror or one_line(error), error.errno)
+        else:
+            self.send("failed", f"row {row}: {one_line(error)}" if row else one_line(error), None)
         os._exit(1)
 
     def _read(self) -> None:

@@ -101,7 +101,8 @@ class Img2datasetWorker:
         with _working_folder(self._store) as folder:
             _write_input(folder, task.table, [wanted[key]["url"] if key in wanted else "" for key in keys])
             bodies = self._download(task, folder, wanted)
-            with _Downloaded(folder, task.name, self._settings.encode_format) as downloaded:
+            with tarfile.open(f"{folder}/{task.name}.tar", "r:") as tar:
+                downloaded = _Downloaded(folder, task.name, self._settings.encode_format, tar)
                 for key, row_values, row in zip(keys, values, self._reused(task, values), strict=True):
                     yield row if row is not None else downloaded.row(key, row_values, bodies.get(key, 0))
 
@@ -150,29 +151,21 @@ def _write_input(folder: str, table: pa.Table, urls: list[str | None]) -> None:
 
 
 class _Downloaded:
-    """Shard that img2dataset wrote to a working folder. Use it as a context manager.
+    """Shard that img2dataset wrote to a working folder.
 
     Args:
         folder: working folder.
         name: name of the shard.
         encoding: image format, which is the file extension of images.
+        tar: the tar file of the shard, opened for reading.
     """
 
-    def __init__(self, folder: str, name: str, encoding: str) -> None:
-        self._name, self._encoding = name, encoding
+    def __init__(self, folder: str, name: str, encoding: str, tar: tarfile.TarFile) -> None:
+        self._name, self._encoding, self._tar = name, encoding, tar
         with open(f"{folder}/{name}.parquet", "rb") as file:
             table = open_parquet(file).read(columns=_RESULTS, use_threads=False)
         self._results = {row["key"]: row for row in table.to_pylist()}
-        self._tar = tarfile.open(f"{folder}/{name}.tar", "r:")
-        self._members = {member.name: member for member in self._tar}
-
-    def __enter__(self) -> _Downloaded:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tar.close()
+        self._members = {member.name: member for member in tar}
 
     def row(self, key: str, values: dict[str, Any], body_bytes: int) -> Row:
         """Return a row with its result.

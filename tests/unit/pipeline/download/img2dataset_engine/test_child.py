@@ -91,6 +91,7 @@ def test_a_row_that_img2dataset_would_lose_is_an_error(child: Child, server: tup
         child.run(request, ignore)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_disk_keeps_its_number(child: Child, tmp_path: Path) -> None:
     request = write_request(tmp_path / "folder", [""])
     (tmp_path / "folder" / INPUT_NAME).rename(tmp_path / "elsewhere")
@@ -98,6 +99,7 @@ def test_an_error_of_the_disk_keeps_its_number(child: Child, tmp_path: Path) -> 
         child.run(request, ignore)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_named_and_replaced(child: Child, server: tuple[str, Any], tmp_path: Path) -> None:
     url, actions = server
 
@@ -118,6 +120,7 @@ def test_a_process_that_dies_is_named_and_replaced(child: Child, server: tuple[s
     assert [row[1] for row in rows] == ["success"]
 
 
+@pytest.mark.slow
 def test_a_callback_that_fails_ends_the_process(child: Child, tmp_path: Path) -> None:
     def fail(*row: object) -> None:
         raise PriorkitError("enough")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.download.img2dataset_engine.child import Child, RowCallback
+from priorkit.pipeline.download.img2dataset_engine.child import RowCallback
 from priorkit.pipeline.download.img2dataset_engine.request import Request
 from priorkit.pipeline.download.img2dataset_engine.worker import Img2datasetWorker, remove_working_folders
 from priorkit.pipeline.download.rows import Row
@@ -32,9 +31,9 @@ def worker_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Im
         yield worker, rows, folder
 
 
-def task(retry: bool = False) -> DownloadTask:
+def task(shard: int = 3, *, retry: bool = False) -> DownloadTask:
     table = pa.table({"url": pa.array(URLS, pa.string()), "caption": list("abcde"), "score": [1.5] * 5})
-    return DownloadTask("00003", "digest", 30, table, retry)
+    return DownloadTask(f"0000{shard}", "digest", 10 * shard, table, retry)
 
 
 def test_rows_are_committed_in_input_order(worker_folder: tuple[Img2datasetWorker, list[Row], Path]) -> None:
@@ -72,21 +71,23 @@ def test_a_retry_fetches_transient_failures_only(worker_folder: tuple[Img2datase
     assert {path.name: path.read_bytes() for path in folder.glob("00003.*")} == before
 
 
-class LosingChild(Child):
-    """A process that forgets a row, as img2dataset does after some errors."""
+def test_a_row_that_is_lost_is_an_error(
+    worker_folder: tuple[Img2datasetWorker, list[Row], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As img2dataset does after some errors."""
+    worker, _, folder = worker_folder
+    run = worker._child.run
 
-    def run(self, request: Request, on_row: RowCallback) -> None:
-        super().run(request, on_row)
+    def lose_a_row(request: Request, on_row: RowCallback) -> None:
+        run(request, on_row)
         path = Path(request.folder) / f"{request.name}.parquet"
         pq.write_table(pq.read_table(path).slice(1), path)
 
-
-def test_a_row_that_is_lost_is_an_error(tmp_path: Path) -> None:
-    worker: Any = Img2datasetWorker(Store(str(tmp_path)), SETTINGS, "fingerprint")
-    worker._child = LosingChild()
-    with worker, pytest.raises(PriorkitError, match=r"wrote no row 00003\d in shard 00003"):
-        worker(task())
-    assert [path.name for path in tmp_path.iterdir()] == []
+    monkeypatch.setattr(worker._child, "run", lose_a_row)
+    with pytest.raises(PriorkitError, match=r"wrote no row 00004\d in shard 00004"):
+        worker(task(4))
+    assert not list(folder.glob("00004*"))
+    assert not list(folder.glob(".img2dataset-*"))
 
 
 def test_working_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
