@@ -29,7 +29,7 @@ from .test_img2dataset import IMG2DATASET, members
 ROWS_PER_SHARD = 12
 COLUMNS = ["licence", "score", "tags", "place"]
 OUTCOMES = {
-    "success": 21, "http_4xx": 1, "http_5xx": 1, "http_429": 1, "opted_out": 1, "redirect_loop": 1, "connection": 1,
+    "success": 22, "http_4xx": 1, "http_5xx": 1, "http_429": 1, "opted_out": 1, "redirect_loop": 1, "connection": 1,
     "decode": 2, "refused": 1, "bad_scheme": 2, "empty_url": 2, "bad_url": 2,
 }  # fmt: skip
 STATUSES = {"gone": 404, "broken": 503, "busy": 429}
@@ -78,9 +78,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Image.fromarray(alpha).save(folder / "alpha.png")
     (folder / "no-ai.jpg").write_bytes(picture(0))
     (folder / "page.html").write_text("<html>no image</html>")
+    Image.new("RGB", (17_000, 1)).save(folder / "long.png")  # too long for WebP
     (folder / "half.png").write_bytes((folder / "1.png").read_bytes()[:50])
     with serving(functools.partial(Handler, directory=str(folder))) as base:
-        names += ["turned.jpg", "alpha.png", "no-ai.jpg", "page.html", "half.png", "moved", "loop", "cut", *STATUSES]
+        names += [
+            "turned.jpg",
+            "alpha.png",
+            "no-ai.jpg",
+            "page.html",
+            "half.png",
+            "long.png",
+            "moved",
+            "loop",
+            "cut",
+            *STATUSES,
+        ]
         urls: list[str | None] = [f"{base}/{name}" for name in names]
         urls[7:7] = ["http://127.0.0.1:9/refused", "ftp://127.0.0.1:9/x", "no-scheme.jpg", "", None]
         urls += [f"{base}/a b.jpg", "http://127.0.0.1:port/x.jpg"]
@@ -128,7 +140,7 @@ def settings_of(**changed: Any) -> DownloadSettings:
 def assert_equal(ours: Path, theirs: Path) -> None:
     """Check that two folders hold the same members and tables. Only ours are in input order."""
     names = sorted(path.name for path in theirs.glob("*.parquet"))
-    assert len(names) == 3
+    assert len(names) == 4
     assert sorted(path.name for path in ours.glob("*.parquet")) == names
     assert members(ours) == members(theirs)
     for name in names:

@@ -49,7 +49,8 @@ def _image_outcome(message: str) -> str:
         return "filtered"
     if "CV_IO_MAX_IMAGE" in message:
         return "too_many_pixels"
-    return "encode" if "imencode" in message else "decode"
+    # OpenCV returns an empty tuple in place of an image that it cannot encode
+    return "encode" if "imencode" in message or "'tobytes'" in message else "decode"
 
 
 def _fetch_outcome(url: str, message: str) -> str:

@@ -185,10 +185,6 @@ class _Downloaded:
         row.outcome = img2dataset_outcome(row.meta)
         if row.outcome == SUCCESS:
             row.image = self._image(key)
-            if not row.image:  # img2dataset counts an image that OpenCV cannot encode as a success without bytes
-                row.meta |= {"status": "failed_to_resize", "error_message": "imencode gave no bytes", "sha256": None}
-                row.meta |= dict.fromkeys(("width", "height", "original_width", "original_height"))
-                row.outcome, row.image = img2dataset_outcome(row.meta), None
         return row
 
     def _image(self, key: str) -> bytes:

@@ -77,6 +77,7 @@ IMAGES = [
         "too_many_pixels",
     ),
     ("OpenCV(4.14.0) loadsave.cpp:1: error: (-2:Unspecified error) could not encode in function 'imencode'", "encode"),
+    ("'tuple' object has no attribute 'tobytes'", "encode"),
     ("[Errno 24] Too many open files: '/dev/null'", "decode"),
 ]
 
