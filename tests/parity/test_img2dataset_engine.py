@@ -175,7 +175,7 @@ def test_the_result_is_that_of_img2datasets_own_command(source: Path, tmp_path: 
     "changes",
     [
         {"resize_mode": "border", "encode_format": "webp", "min_image_size": 50, "max_aspect_ratio": 3.0},
-        {"resize_mode": "no", "max_image_area": 10_000, "retries": 0},
+        {"resize_mode": "no", "encode_format": "webp", "max_image_area": 20_000, "retries": 0},
         {"resize_mode": "center_crop", "resize_only_if_bigger": False, "encode_quality": 60},
         {"resize_mode": "keep_ratio_largest", "encode_format": "png", "encode_quality": 3},
     ],
