@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .pipeline.compute.settings import ComputeSettings
     from .pipeline.compute.stage import StageResult
     from .pipeline.config import FolderSettings
-    from .pipeline.download.settings import DownloadSettings
+    from .pipeline.download.settings import DownloadSettings, Img2datasetSettings
     from .pipeline.download.stage import download
     from .pipeline.embed.settings import EmbedSettings
     from .pipeline.embed.stage import embed
@@ -37,7 +37,7 @@ _MODULES = {
     ".pipeline.compute.settings": ("ComputeSettings",),
     ".pipeline.compute.stage": ("StageResult",),
     ".pipeline.config": ("FolderSettings",),
-    ".pipeline.download.settings": ("DownloadSettings",),
+    ".pipeline.download.settings": ("DownloadSettings", "Img2datasetSettings"),
     ".pipeline.download.stage": ("download",),
     ".pipeline.embed.settings": ("EmbedSettings",),
     ".pipeline.embed.stage": ("embed",),
@@ -69,6 +69,7 @@ __all__ = [
     "EvaluateSettings",
     "FolderError",
     "FolderSettings",
+    "Img2datasetSettings",
     "InitSettings",
     "InputError",
     "Interrupted",

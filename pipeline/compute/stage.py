@@ -51,6 +51,8 @@ class StagePlan:
     """Free space on the disk of the output folder, in bytes; None for an object store."""
     seconds: float
     """Estimated time for the pending work, in seconds."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks about the settings, one sentence each, printed after the plan."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,7 +77,7 @@ class StageResult:
     statistics: dict[str, Any] = field(default_factory=dict)
     """Other statistics, keyed by name, over all shards in the output folder. Their names depend on the stage."""
     notes: list[str] = field(default_factory=list)
-    """Remarks about the input, one sentence each, printed after the summary."""
+    """Remarks about the input or the settings, one sentence each, printed after the summary."""
     device: str = "cpu"
     """Device that ran the stage, such as `cpu, 2 threads` or `cuda (NVIDIA H200)`."""
     cluster: str = ""

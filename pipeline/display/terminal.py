@@ -137,7 +137,7 @@ def print_result(result: StageResult) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Print notes about a stage's input to standard output, one per line. Each line starts with the label `note:`."""
+    """Print notes about a stage to standard output, one per line. Each line starts with the label `note:`."""
     for note in notes:
         print_line(f"note: {note}")
 
@@ -162,6 +162,8 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
         for plan in plans
     ]
     print_table("plan (nothing was done; disk and time are estimates)", header, rows)
+    for plan in plans:
+        print_notes(plan.notes)
 
 
 @contextlib.contextmanager

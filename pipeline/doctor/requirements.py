@@ -30,14 +30,12 @@ DISTRIBUTIONS = {
 _FOLDERS = ("fsspec", "pyarrow", "pydantic", "pyyaml", "typer")
 _PRIOR = (*_FOLDERS, "numpy", "safetensors", "torch")
 _CLIP = ("open-clip-torch", "packaging", "pillow", "torchvision")
-_BACKPORTS = (
-    *(("standard-imghdr",) if sys.version_info >= (3, 13) else ()),
-    *(("backports.zstd",) if sys.version_info < (3, 14) else ()),
-)
+_IMGHDR = ("standard-imghdr",) if sys.version_info >= (3, 13) else ()
+_ZSTD = ("backports.zstd",) if sys.version_info < (3, 14) else ()
 
 CHAIN = {
-    "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_BACKPORTS),
-    "embed": (*_FOLDERS, "numpy", "torch", *_CLIP),
+    "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_IMGHDR, *_ZSTD),
+    "embed": (*_FOLDERS, "numpy", "torch", *_CLIP, *_ZSTD),
     "train": _PRIOR,
     "evaluate": _PRIOR,
     "sample, of stored embeddings": _PRIOR,

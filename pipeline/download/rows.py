@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -16,6 +16,9 @@ from ..contract.storage import Store
 from ..errors import InputError
 from ..images.kinds import image_extension, is_image
 from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
+
+OutcomeReader: TypeAlias = Callable[[dict[str, Any]], str]
+"""Function that returns the outcome of a row in the table of a shard. Its argument is the row, keyed by column."""
 
 
 @dataclass
@@ -73,7 +76,15 @@ def add_sample(tar: tarfile.TarFile, row: Row) -> None:
         tar.addfile(info, io.BytesIO(members[name]))
 
 
-def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterator[Row | None]:
+def native_outcome(row: dict[str, Any]) -> str:
+    """Return the outcome of a row that the native engine stored: the first part of its error message."""
+    message: str = row["error_message"] or SUCCESS
+    return message.partition(":")[0]
+
+
+def reused_rows(
+    store: Store, name: str, values: list[dict[str, Any]], outcome_of: OutcomeReader = native_outcome
+) -> Iterator[Row | None]:
     """Read an existing shard, and yield its rows in order so that a new version of the shard can contain them.
 
     For a row with a transient failure, such as a timeout, yield None. The caller fetches this row again.
@@ -82,6 +93,7 @@ def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterat
         store: folder of the shard.
         name: name of the shard.
         values: values from the URL list, one dictionary for each row of the shard, keyed by column name.
+        outcome_of: function that returns the outcome of a stored row; it depends on the download engine.
 
     Raises:
         InputError: the table is missing or damaged, or the tar and the table do not match.
@@ -95,11 +107,12 @@ def reused_rows(store: Store, name: str, values: list[dict[str, Any]]) -> Iterat
     added = table.select([name for name in table.column_names if name not in values[0]])
     samples = read_samples(store, shard)
     for row_values, results in zip(values, added.to_pylist(), strict=True):
-        outcome = (results["error_message"] or SUCCESS).partition(":")[0]
+        meta = {**row_values, **results}
+        outcome = outcome_of(meta)
         if outcome in TRANSIENT_OUTCOMES:
             yield None
             continue
-        row = Row({**row_values, **results}, outcome=outcome, reused=True)
+        row = Row(meta, outcome=outcome, reused=True)
         if outcome == SUCCESS:
             sample = next(samples, None)
             if sample is None or sample.key != results["key"] or not is_image(sample.image or b""):

@@ -6,11 +6,27 @@ import ipaddress
 import re
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 from typing_extensions import Self
 
 from ... import __version__
+from ..settings import Settings
 from ..urls.settings import UrlListSettings
+from .img2dataset_engine.limits import LIMITS, THREADS, check_limits, describe_limits
+
+
+class Img2datasetSettings(Settings):
+    """Options of img2dataset's downloader that have no counterpart in priorkit's own. They have img2dataset's names."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"timeout", "user_agent_token"})
+
+    timeout: float = Field(default=10.0, gt=0)
+    """Seconds allowed for each wait for a server. A server that keeps sending has no limit. 10 is img2dataset's
+    default."""
+    user_agent_token: str | None = Field(default=None, pattern=r"^[!-~]([ -~]*[!-~])?$")
+    """Name that img2dataset adds to its User-Agent header, and by which X-Robots-Tag headers can opt out; null for
+    none, which is img2dataset's default."""
+
 
 INTERPOLATION_SYNONYMS = {"bilinear": "linear", "bicubic": "cubic", "lanczos4": "lanczos"}
 """Other names of interpolations, which img2dataset also accepts."""
@@ -45,6 +61,11 @@ class DownloadSettings(UrlListSettings):
         "upscale_interpolation",
     }
 
+    engine: Literal["native", "img2dataset"] = "native"
+    """Download engine. `img2dataset` runs the downloader of the img2dataset package on each shard, so the images and
+    tables are img2dataset's own. It refuses settings that img2dataset does not apply."""
+    img2dataset: Img2datasetSettings = Img2datasetSettings()
+    """Options that only `engine: img2dataset` reads."""
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Number of list rows per shard, including failed rows; 10,000 is img2dataset's default."""
     image_size: int = Field(default=256, ge=1)
@@ -207,3 +228,41 @@ class DownloadSettings(UrlListSettings):
     def reserved_columns(self) -> frozenset[str]:
         """Names of columns that are added to each row only with these settings. The list's own are renamed."""
         return frozenset({"exif"}) if self.extract_exif else frozenset()
+
+    @model_validator(mode="after")
+    def _engine_applies_the_settings(self) -> Self:
+        """Check that the engine applies every setting that is given explicitly."""
+        if self.engine == "img2dataset":
+            check_limits(dict(self), self.model_fields_set)
+        elif self.img2dataset != Img2datasetSettings():
+            raise ValueError("the options under img2dataset have no effect without engine=img2dataset")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unapplied_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the defaults that the engine does not apply, because they would be refused if they were given."""
+        dumped: dict[str, Any] = serialize(self)
+        if self.engine == "img2dataset":
+            for name in {*LIMITS, "concurrency"} - self.model_fields_set:
+                dumped.pop(name, None)
+        return dumped
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that affect the content of the shards, as JSON values.
+
+        For the native engine, they are the same as before there were several engines.
+        """
+        identity = super().identity()
+        del identity["img2dataset"]
+        if self.engine == "native":
+            del identity["engine"]
+            return identity
+        return {name: value for name, value in identity.items() if name not in LIMITS}
+
+    def img2dataset_threads(self) -> int:
+        """Return the number of URLs that img2dataset fetches at once."""
+        return self.concurrency if "concurrency" in self.model_fields_set else THREADS
+
+    def engine_notes(self) -> list[str]:
+        """Return one sentence for each default setting that the engine does not apply."""
+        return [] if self.engine == "native" else describe_limits(dict(self), self.model_fields_set)

@@ -7,13 +7,14 @@ decides what remains to be done, and `worker.py` writes each shard.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 from ..compute.cluster import describe_cluster
-from ..compute.parallel import map_shards
+from ..compute.parallel import Worker, map_shards
 from ..compute.settings import ComputeSettings
 from ..compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress, require_success
 from ..contract.commit import StageFolder, check_stage, open_stage
@@ -23,6 +24,8 @@ from ..errors import InputError
 from ..urls.url_list import UrlList, open_url_list
 from .collapse import SuccessWatch, diagnosis
 from .fetching.paths import base_of
+from .img2dataset_engine.columns import check_columns
+from .img2dataset_engine.worker import Img2datasetWorker, remove_working_folders
 from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
 from .plan import DownloadPlan, make_plan
 from .progress import DownloadProgress
@@ -77,13 +80,14 @@ def download(
     settings, compute = settings or DownloadSettings(), compute or ComputeSettings()
     if compute.gpus_per_worker is None:
         compute = compute.model_copy(update={"gpus_per_worker": 0.0})  # a download uses no GPU
-    url_list = open_url_list(urls, settings)
+    url_list = _open_list(urls, settings)
     store = Store(images)
     manifest = _manifest(settings)
     earlier = check_stage(store, manifest, overwrite=overwrite)
     plan = make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else earlier)
     manifest.input = {"files": url_list.marks_json(), "rows": plan.total}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
+        remove_working_folders(store)
         if folder.manifest.shards != plan.existing:  # another process wrote shards before we locked the folder
             plan = make_plan(url_list, settings.rows_per_shard, limit, store, folder.manifest)
         folder.withdraw([name for name in plan.existing if name not in plan.complete])
@@ -110,6 +114,7 @@ def download(
         seconds=time.monotonic() - start,
         counts=folder.manifest.counts(),
         statistics=statistics,
+        notes=settings.engine_notes(),
         cluster=describe_cluster(compute),
     )
     errors = statistics["errors"]
@@ -160,13 +165,12 @@ def _fetch_shards(
     watch = None if retried else SuccessWatch(settings.min_success_rate, settings.success_window)
     meter = DownloadProgress(progress, done, plan.total, watch)
     is_local = compute.backend == "local"
-    make_worker = partial(
-        DownloadWorker,
-        store,
-        settings,
-        folder.manifest.settings_fingerprint,
-        meter.add_row if is_local else None,
-        base_of(plan.urls.source) if settings.allow_paths else None,
+    options = (store, settings, folder.manifest.settings_fingerprint, meter.add_row if is_local else None)
+    base = base_of(plan.urls.source) if settings.allow_paths else None
+    make_worker: Callable[[], Worker[DownloadTask, ShardRecord]] = (
+        partial(Img2datasetWorker, *options)
+        if settings.engine == "img2dataset"
+        else partial(DownloadWorker, *options, base)
     )
 
     def tasks() -> Iterator[DownloadTask]:
@@ -243,6 +247,7 @@ def plan_download(
         bytes_needed=int(rows * image_bytes),
         bytes_free=free_bytes(plan.store),
         seconds=rows / _ASSUMED_IMAGES_PER_SECOND,
+        notes=settings.engine_notes(),
     )
 
 
@@ -256,11 +261,26 @@ def check_download(
         FolderError: the folder belongs to another stage, other settings or another list.
     """
     store = Store(images)
-    url_list = open_url_list(urls, settings)
+    url_list = _open_list(urls, settings)
     earlier = check_stage(store, _manifest(settings), overwrite=overwrite)
     return make_plan(url_list, settings.rows_per_shard, limit, store, None if overwrite else earlier)
 
 
+def _open_list(urls: str, settings: DownloadSettings) -> UrlList:
+    """Open a URL list, and check that the download engine can write its columns.
+
+    Raises:
+        InputError: the list is missing, empty or unreadable, it lacks a column, or the engine cannot write a column.
+    """
+    url_list = open_url_list(urls, settings)
+    if settings.engine == "img2dataset":
+        check_columns(url_list.source, url_list.schema)
+    return url_list
+
+
 def _manifest(settings: DownloadSettings) -> Manifest:
     """Return the manifest for a new download folder: the settings, with no input and no shards yet."""
-    return Manifest(STAGE, settings.identity(), input={})
+    about = {}
+    if settings.engine == "img2dataset":
+        about["img2dataset"] = importlib.metadata.version("img2dataset")
+    return Manifest(STAGE, settings.identity(), input={}, about=about)

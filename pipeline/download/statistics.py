@@ -46,7 +46,10 @@ _READERS = 16
 """Number of threads that read `_stats.json` files."""
 _READ_AHEAD = 64 * _READERS
 """Maximum number of `_stats.json` files in memory at once."""
-_STATUS = re.compile(r"http_(?:4xx|5xx|other): (\d{3})\b")
+_STATUS = re.compile(r"(?:\w+: |HTTP Error )(\d{3})\b")
+"""Pattern for an HTTP status at the start of an error message, of the native engine or of img2dataset."""
+_STATUS_OUTCOMES = frozenset({"http_4xx", "http_5xx", "http_other"})
+"""Outcomes that each stand for several HTTP statuses."""
 
 
 def failure_label(row: Row) -> str:
@@ -54,7 +57,7 @@ def failure_label(row: Row) -> str:
 
     The label is the row's outcome, followed by the HTTP status if it is known, as in `http_4xx 404`.
     """
-    match = _STATUS.match(row.meta["error_message"] or "")
+    match = _STATUS.match(row.meta["error_message"] or "") if row.outcome in _STATUS_OUTCOMES else None
     return f"{row.outcome} {match[1]}" if match else row.outcome
 
 

@@ -9,7 +9,7 @@ import math
 import ssl
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -101,32 +101,9 @@ class DownloadWorker:
         Returns:
             Record of the committed shard.
         """
-        start = time.time()
-        name = task.name
-        if task.retry and (record := finish_replacements(self._store, name)) is not None:
-            return record  # a worker was killed after the commit, while it moved the files into place
-        commit = ShardCommit(
-            self._store, name, input=task.digest, settings=self._settings_fingerprint, replaces=task.retry
-        )
-        statistics = ShardStatistics(task.table)
-        metas: list[dict[str, Any]] = []
-        with (
-            commit.create(f"{name}.tar") as file,
-            tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar,
-            contextlib.closing(self._ahead.rows(task, following)) as rows,
-        ):
-            for row in rows:
-                statistics.add(row)
-                metas.append(row.meta)
-                if row.image is not None:
-                    add_sample(tar, row)
-                if self._on_row is not None:
-                    self._on_row(row)
-        with commit.create(f"{name}.parquet") as file:
-            schema = image_schema(task.table.schema, exif=self._settings.extract_exif)
-            pq.write_table(pa.Table.from_pylist(metas, schema=schema), file)
-        commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
-        return commit.commit(rows=len(metas), counts=statistics.outcomes)
+        rows = self._ahead.rows(task, following)
+        exif = self._settings.extract_exif
+        return write_shard(self._store, task, self._settings_fingerprint, rows, self._on_row, exif=exif)
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
@@ -190,6 +167,50 @@ class DownloadWorker:
         if self._settings.extract_exif:
             row.meta["exif"] = image.exif
         return row
+
+
+def write_shard(
+    store: Store,
+    task: DownloadTask,
+    settings_fingerprint: str,
+    rows: Generator[Row, None, None],
+    on_row: Callable[[Row], None] | None = None,
+    *,
+    exif: bool = False,
+) -> ShardRecord:
+    """Write and commit the shard of a task, and return its record.
+
+    Args:
+        store: folder that receives the shard.
+        task: task of the shard.
+        settings_fingerprint: fingerprint of the settings, stored in the record.
+        rows: finished rows of the shard in input order. The generator is closed.
+        on_row: callback for each row after it is written, or None.
+        exif: True if the rows have the column `exif`.
+    """
+    start = time.time()
+    name = task.name
+    if task.retry and (record := finish_replacements(store, name)) is not None:
+        return record  # a worker was killed after the commit, while it moved the files into place
+    commit = ShardCommit(store, name, input=task.digest, settings=settings_fingerprint, replaces=task.retry)
+    statistics = ShardStatistics(task.table)
+    metas: list[dict[str, Any]] = []
+    with (
+        commit.create(f"{name}.tar") as file,
+        tarfile.open(fileobj=cast(BinaryIO, file), mode="w|") as tar,
+        contextlib.closing(rows),
+    ):
+        for row in rows:
+            statistics.add(row)
+            metas.append(row.meta)
+            if row.image is not None:
+                add_sample(tar, row)
+            if on_row is not None:
+                on_row(row)
+    with commit.create(f"{name}.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema, exif=exif)), file)
+    commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
+    return commit.commit(rows=len(metas), counts=statistics.outcomes)
 
 
 async def _reuse(row: Row, claim: Claim) -> Row:

@@ -22,8 +22,10 @@ from ..contract.arrow.types import require_distinct
 from ..contract.storage import Store
 from ..errors import InputError, SettingsError
 from ..explain import one_line
+from ..urls.addresses import ListFile
 from ..urls.files import READ_ERRORS, read_file
 from ..urls.plain_rows import json_line, lines
+from ..urls.settings import UrlListSettings
 
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FILE_NAME = "file_name"
@@ -118,7 +120,8 @@ def _read_table(store: Store, name: str) -> pa.Table:
     path = store.path(name)
     try:
         if name.endswith(".csv"):
-            batches = [batch for batch in read_file(f"{store.url}/{name}") if isinstance(batch, pa.RecordBatch)]
+            rows = read_file(ListFile(path, f"{store.url}/{name}", "csv"), UrlListSettings())
+            batches = [batch for batch in rows if isinstance(batch, pa.RecordBatch)]
             table = pa.Table.from_batches(batches) if batches else pa.table({})
         else:
             with store.open(name) as file:

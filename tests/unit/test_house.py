@@ -37,7 +37,7 @@ STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
 SINGLE_HOMES = {
     "ray": {"pipeline/compute/parallel.py", "prior/train/on_ray.py"},
     "open_clip": {"pipeline/clip/encoder.py", "recipes/demo/train_clip.py"},
-    "img2dataset": {"pipeline/download/decoding/resize.py"},
+    "img2dataset": {"pipeline/download/decoding/resize.py", "pipeline/download/img2dataset_engine/process.py"},
 }
 """Heavy packages, and the only files that may import them."""
 

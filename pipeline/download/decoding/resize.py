@@ -1,6 +1,6 @@
 """Image resizer: checks, decodes, resizes and encodes images, using img2dataset's resizer.
 
-Only this module may import img2dataset.
+Only this module and `img2dataset_engine/process.py` may import img2dataset.
 """
 
 from __future__ import annotations

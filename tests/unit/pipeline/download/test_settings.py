@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from priorkit.pipeline.contract.manifest import fingerprint
 from priorkit.pipeline.download.settings import INTERPOLATION_SYNONYMS, DownloadSettings, Interpolation
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import parse_settings
@@ -153,3 +154,43 @@ def test_folders_of_earlier_versions_can_be_continued() -> None:
 def test_names_of_img2dataset_lead_to_ours(key: str, meant: str) -> None:
     with pytest.raises(SettingsError, match=f"did you mean '{meant}'"):
         parse_settings(DownloadSettings, {key: True}, "a test")
+
+
+NATIVE_FINGERPRINT = "10dd27e18088d003e5f65ebf83dd9929bfecafca6f11d248a78deecb5d46a530"
+"""Fingerprint of the default settings since before there were engines."""
+
+
+def test_the_native_engine_has_the_identity_that_folders_of_earlier_releases_have() -> None:
+    assert fingerprint(settings().identity()) == NATIVE_FINGERPRINT
+    assert settings(engine="native", img2dataset={}).identity() == settings().identity()
+
+
+def test_the_identity_of_img2dataset_has_what_img2dataset_applies() -> None:
+    identity = settings(engine="img2dataset").identity()
+    assert identity["engine"] == "img2dataset"
+    assert identity["image_size"] == 256
+    assert not {"img2dataset", "exif_orientation", "max_bytes", "concurrency"} & identity.keys()
+    options = {"timeout": 1, "user_agent_token": "me"}
+    assert settings(engine="img2dataset", concurrency=1, img2dataset=options).identity() == identity
+
+
+def test_options_of_img2dataset_need_its_engine() -> None:
+    with pytest.raises(ValidationError, match="no effect without engine=img2dataset"):
+        settings(img2dataset={"timeout": 1})
+
+
+@pytest.mark.parametrize("engine", ["native", "img2dataset"])
+@pytest.mark.parametrize("concurrency", [None, 3])
+def test_dumped_settings_are_read_back_as_they_were(engine: str, concurrency: int | None) -> None:
+    """Such as the recipe with all defaults that `recipes validate` prints."""
+    made = settings(engine=engine, **({} if concurrency is None else {"concurrency": concurrency}))
+    again = settings(**made.model_dump(mode="json"))
+    assert again.identity() == made.identity()
+    assert again.engine_notes() == made.engine_notes()
+    assert engine == "native" or again.img2dataset_threads() == made.img2dataset_threads() == (concurrency or 256)
+
+
+@pytest.mark.parametrize("token", ["", " me", "me ", "a\nb", "é"])
+def test_a_token_that_no_header_can_hold_is_refused(token: str) -> None:
+    with pytest.raises(ValidationError):
+        settings(engine="img2dataset", img2dataset={"user_agent_token": token})

@@ -67,6 +67,19 @@ def test_label_of_a_failure(message: str | None, label: str) -> None:
     assert failure_label(row("http://h/", message)) == label
 
 
+@pytest.mark.parametrize(
+    ("message", "outcome", "label"),
+    [
+        ("HTTP Error 404: Not Found", "http_4xx", "http_4xx 404"),
+        ("HTTP Error 429: Too Many Requests", "http_429", "http_429"),
+        ("HTTP Error 302: it would lead to an infinite loop", "redirect_loop", "redirect_loop"),
+        ("timed out", "timeout", "timeout"),
+    ],
+)
+def test_label_of_a_failure_of_img2dataset(message: str, outcome: str, label: str) -> None:
+    assert failure_label(Row({"url": "http://h/", "error_message": message}, outcome=outcome)) == label
+
+
 def test_the_number_of_hosts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("priorkit.pipeline.download.statistics._MOST_HOSTS", 30)
     store = Store("memory://bounded_hosts")
