@@ -69,9 +69,11 @@ docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
+# clip-retrieval is an engine of `embed`. Its pins exclude current versions of numpy, pyarrow and open_clip.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps clip-retrieval all-clip clip-anytorch
 	touch $(INSTALLED)
 
 $(PEERS_INSTALLED): tests/peers/requirements.txt

@@ -24,7 +24,7 @@ from .errors import explain, silence_library_logs
 from .identity import describe_function, has_quick_gelu
 from .packed_block import pack_blocks
 from .pixels import Pixels
-from .plan import hub_config, open_clip_defaults, plan_clip, trained_by_config
+from .plan import hub_config, plan_clip, trained_by_config
 from .positions import require_positions
 from .preprocess import PREPROCESS_FIELDS
 from .settings import ClipSettings, EncoderSettings
@@ -90,18 +90,17 @@ def _is_tag(model: str, name: str) -> bool:
     return bool(open_clip.pretrained.get_pretrained_cfg(model, name))
 
 
-def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip can load a CLIP model correctly from only its name and its weights (a tag or a file).
+def load_plain_clip(settings: ClipSettings, device: str) -> tuple[Any, Any, Any]:
+    """Load a CLIP model in float32, without the optimisations of `ClipEncoder`, to run it with another package.
 
-    Return False if open_clip also needs arguments for the image size, preprocessing or activation.
+    Returns:
+        The model in evaluation mode, its image transform for inference, and its tokenizer.
+
+    Raises:
+        InputError: the model cannot be loaded.
     """
-    import open_clip
-
-    if settings.preprocess is not None and settings.preprocess.size is not None:
-        return False
-    trained = plan_clip(settings, _source(settings), open_clip).trained
-    config = open_clip.get_model_config(settings.model)
-    return not trained or trained == open_clip_defaults(bool(config.get("quick_gelu")), open_clip)
+    model, preprocess, tokenizer, _ = _load(settings, "float32", device)
+    return model, preprocess, tokenizer
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
@@ -227,6 +226,14 @@ class ClipEncoder:
             PixelError: the bytes are not an image, or the image has too many pixels.
         """
         return self._pixels.decode(data)
+
+    def check_image(self, data: bytes) -> None:
+        """Read the header of an image, and check the size of the image. Its pixels are not decoded.
+
+        Raises:
+            PixelError: the bytes are not an image, or the image has too many pixels.
+        """
+        self._pixels.check(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Encode preprocessed images, as returned by `decode`.

@@ -152,33 +152,16 @@ class NativeEngine:
         return Window([row.key for row in rows], [row.place for row in rows], captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """Yield the samples of a task, each with its position in the shard.
-
-        Samples are identified by position, because several samples may have the same key.
-        """
-        for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
-            place = sample.place._replace(position=position)
-            yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
+        return task_samples(task, self._source)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
         """Decode a sample's caption, and decode and preprocess its image. Runs in the decoding threads.
 
-        Return a failure if the sample could not be read, its image or caption is missing, its image cannot be decoded,
-        or its caption is not valid UTF-8. Images and captions that the settings exclude from embedding do not cause
-        failures.
+        Return a failure if `caption_of` returns one, or if the image cannot be decoded.
         """
-        if sample.error is not None:
-            return _failure(sample, sample.error)
-        caption, pixels = "", None
-        if self._settings.image and sample.image is None:
-            return _failure(sample, "missing_image", sample.instead)
-        if self._settings.text and sample.caption is None:
-            return _failure(sample, "missing_caption", sample.instead)
-        try:
-            caption = "" if sample.caption is None else sample.caption.decode()
-        except UnicodeDecodeError as error:
-            if self._settings.text:
-                return _failure(sample, f"caption_not_utf8: {error}")
+        caption, pixels = caption_of(sample, self._settings), None
+        if isinstance(caption, Failure):
+            return caption
         try:
             if self._settings.image:
                 assert sample.image is not None
@@ -186,6 +169,38 @@ class NativeEngine:
         except PixelError as error:
             return _failure(sample, str(error))
         return _Row(sample.key, sample.place, caption, pixels)
+
+
+def task_samples(task: EmbedTask, source: Store) -> Iterator[Sample]:
+    """Yield the samples of a task, each with its position in the shard.
+
+    Samples are identified by position, because several samples may have the same key.
+
+    Args:
+        task: shard to embed.
+        source: folder that contains the samples.
+    """
+    for position, sample in enumerate(itertools.islice(task.shard.read(source), task.limit)):
+        place = sample.place._replace(position=position)
+        yield dataclasses.replace(sample, key=encodable(sample.key), place=place)
+
+
+def caption_of(sample: Sample, settings: EmbedSettings) -> str | Failure:
+    """Return the decoded caption of a sample, or an empty string if it has none.
+
+    Return a failure if the sample could not be read, its image or caption is missing, or its caption is not valid
+    UTF-8. Images and captions that the settings exclude from embedding do not cause failures.
+    """
+    if sample.error is not None:
+        return _failure(sample, sample.error)
+    if settings.image and sample.image is None:
+        return _failure(sample, "missing_image", sample.instead)
+    if settings.text and sample.caption is None:
+        return _failure(sample, "missing_caption", sample.instead)
+    try:
+        return "" if sample.caption is None else sample.caption.decode()
+    except UnicodeDecodeError as error:
+        return _failure(sample, f"caption_not_utf8: {error}") if settings.text else ""
 
 
 def _failure(sample: Sample, reason: str, detail: str = "") -> Failure:
