@@ -22,7 +22,7 @@ _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Need:
-    """Packages that a stage, extra (group of optional dependencies) or engine needs, and which of them are installed."""
+    """Packages that a stage, extra (group of optional dependencies) or engine needs, and which of them are there."""
 
     name: str
     versions: dict[str, str]

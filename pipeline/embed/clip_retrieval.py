@@ -252,6 +252,6 @@ def check_settings(settings: EmbedSettings) -> None:
             raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
     if "decode_threads" in settings.model_fields_set:
         raise SettingsError(
-            f"embed.decode_threads={settings.decode_threads}: embed.engine=clip-retrieval decodes images in one process of "
-            "its own; leave embed.decode_threads out"
+            f"embed.decode_threads={settings.decode_threads}: embed.engine=clip-retrieval decodes in one process "
+            "of its own; leave embed.decode_threads out"
         )

@@ -149,11 +149,11 @@ def test_every_kind_of_clip_gives_the_rows_of_the_native_engine(
         assert cosines(load(plain, "img_emb"), load(tmp_path / "by_clip_retrieval", "img_emb")).max() < BAR
 
 
-def test_vectors_and_files_are_those_of_clip_retrieval_itself(
-    images: Path, architecture: Path, tmp_path: Path
-) -> None:
+def test_vectors_and_files_are_those_of_clip_retrieval_itself(images: Path, architecture: Path, tmp_path: Path) -> None:
     """Its reader, mapper and writer on each shard, with the CLIP that all_clip itself loads by name."""
-    made = run(images, tmp_path / "out", ClipSettings(model=NAME, pretrained=str(architecture)), engine="clip-retrieval")
+    made = run(
+        images, tmp_path / "out", ClipSettings(model=NAME, pretrained=str(architecture)), engine="clip-retrieval"
+    )
     package, name = import_package(), f"open_clip:{NAME}/{architecture}"
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -27,7 +27,9 @@ def test_a_missing_part_is_an_error_with_the_command_that_installs_all(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(PriorkitError, match=f"^embed.engine=clip-retrieval: No module named '{module}'; .*: {INSTALL}$"):
+    with pytest.raises(
+        PriorkitError, match=f"^embed.engine=clip-retrieval: No module named '{module}'; .*: {INSTALL}$"
+    ):
         require_package()
 
 
