@@ -157,7 +157,8 @@ def test_vectors_and_files_are_those_of_clip_retrieval_itself(images: Path, arch
     package, name = import_package(), f"open_clip:{NAME}/{architecture}"
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, preprocess, tokenizer = package.all_clip.load_clip(clip_model=name, use_jit=False)
+        model, preprocess, tokenizer = package.all_clip.load_clip(clip_model=name, use_jit=False)
+        model.eval()  # all_clip leaves it in training mode
         mapper = package.mapper(True, True, False, False, name, False, None)
         for number, shard in enumerate(sorted(images.glob("*.tar"))):
             writer = package.writer(number, str(tmp_path / "theirs"), True, True, False, SHARDS)

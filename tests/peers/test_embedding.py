@@ -92,7 +92,8 @@ def clip_retrieval(checkpoint: Path) -> tuple[Any, Any, Any]:
     from clip_retrieval.clip_inference.mapper import ClipMapper
 
     name = f"open_clip:{MODEL}/{checkpoint}"
-    _, preprocess, tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
+    model, preprocess, tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
+    model.eval()  # all_clip leaves it in training mode, in which attention sums in another order
     return ClipMapper(True, True, False, False, name, False, None), preprocess, tokenizer
 
 
