@@ -71,9 +71,11 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 # --no-compile: a module is compiled when it is first imported; most modules of the packages never are.
+# clip-retrieval is an engine of `embed`. Its pins exclude current versions of numpy, pyarrow and open_clip.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps clip-retrieval all-clip clip-anytorch
 	touch $(INSTALLED)
 
 $(PEERS_INSTALLED): tests/peers/requirements.txt

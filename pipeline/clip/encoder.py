@@ -24,7 +24,6 @@ from .identity import describe_function
 from .loading import check_source, load_clip
 from .packed_block import pack_blocks
 from .pixels import Pixels
-from .plan import open_clip_defaults, plan_clip
 from .settings import ClipSettings, EncoderSettings
 from .source import LOCAL_PREFIX, ClipSource, clip_location, parse_source
 from .text_tower import TextEmbeds, TextTower, probe_captions
@@ -86,18 +85,13 @@ def _is_tag(model: str, name: str) -> bool:
     return bool(open_clip.pretrained.get_pretrained_cfg(model, name))
 
 
-def is_plain(settings: ClipSettings) -> bool:
-    """Return True if open_clip can load a CLIP model correctly from only its name and its weights (a tag or a file).
+def load_plain_clip(settings: ClipSettings, device: str) -> LoadedClip:
+    """Load a CLIP model in float32, without the optimisations of `ClipEncoder`, to run it with another package.
 
-    Return False if open_clip also needs arguments for the image size, preprocessing or activation.
+    Raises:
+        InputError: the model cannot be loaded.
     """
-    import open_clip
-
-    if settings.preprocess is not None and settings.preprocess.size is not None:
-        return False
-    trained = plan_clip(settings, _source(settings), open_clip).trained
-    config = open_clip.get_model_config(settings.model)
-    return not trained or trained == open_clip_defaults(bool(config.get("quick_gelu")), open_clip)
+    return _load(settings, "float32", device)
 
 
 def embedding_size(settings: ClipSettings) -> int | None:
@@ -227,6 +221,14 @@ class ClipEncoder:
             PixelError: the bytes are not an image, or the image has too many pixels.
         """
         return self._pixels.decode(data)
+
+    def check_image(self, data: bytes) -> None:
+        """Read the header of an image, and check the size of the image. Its pixels are not decoded.
+
+        Raises:
+            PixelError: the bytes are not an image, or the image has too many pixels.
+        """
+        self._pixels.check(data)
 
     def encode_images(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Encode preprocessed images, as returned by `decode`.

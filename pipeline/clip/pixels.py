@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,27 @@ class Pixels:
         Raises:
             PixelError: the bytes are not an image, or the image has too many pixels.
         """
+        with self._opened(data) as image:
+            turned = turn_image(eight_bit_image(image), orientation(image, data))
+            pixels = self._preprocess(turned)
+            return pixels if self._mean is None else torch.from_numpy(np.array(pixels))
+
+    def check(self, data: bytes) -> None:
+        """Read the header of an image, and check the size of the image. Its pixels are not decoded.
+
+        Raises:
+            PixelError: the bytes are not an image, or the image has too many pixels.
+        """
+        with self._opened(data):
+            pass
+
+    @contextlib.contextmanager
+    def _opened(self, data: bytes) -> Iterator[Image.Image]:
+        """Context manager that opens an image and checks its size. Errors in its body also become a `PixelError`."""
         try:
             with Image.open(io.BytesIO(data)) as image:
                 self._check_size(*image.size)
-                turned = turn_image(eight_bit_image(image), orientation(image, data))
-                pixels = self._preprocess(turned)
-                return pixels if self._mean is None else torch.from_numpy(np.array(pixels))
+                yield image
         except PixelError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

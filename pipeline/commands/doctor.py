@@ -48,7 +48,7 @@ def _show(diagnosis: Diagnosis) -> None:
     from ..doctor.diagnosis import describe_fault
 
     free, ray = diagnosis.disk["free_bytes"], diagnosis.ray
-    needs = [*diagnosis.chain, *diagnosis.extras]
+    needs = [*diagnosis.chain, *diagnosis.extras, *diagnosis.engines]
     machine = [
         *diagnosis.versions.items(),
         ("cores", f"{diagnosis.cores}"),
@@ -67,6 +67,7 @@ def _show(diagnosis: Diagnosis) -> None:
     print_table("this machine", ("", ""), machine)
     rows = [(need.name, describe_fault(need) or "ready") for need in diagnosis.chain]
     rows += [(f"extra {need.name}", describe_fault(need) or "ready") for need in diagnosis.extras]
+    rows += [(need.name, describe_fault(need) or "ready") for need in diagnosis.engines]
     print_table("what can run", ("stage", "state"), rows)
     for need in needs:
         if need.fix:  # printed outside the table, so that the whole command can be copied

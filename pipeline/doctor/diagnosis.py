@@ -14,7 +14,7 @@ from ..compute.cores import available_cores
 from ..compute.ray_address import described_authentication
 from ..compute.settings import ComputeSettings
 from ..errors import PriorkitError
-from .requirements import CHAIN, EXTRAS, install_command, installed_version, is_older, requirements
+from .requirements import CHAIN, ENGINES, EXTRAS, install_command, installed_version, is_older, requirements
 
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 """cgroup v2 file that contains the container's memory limit: a number of bytes, or the word `max` for no limit."""
@@ -22,7 +22,7 @@ _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Need:
-    """Packages that a stage or an extra (a group of optional dependencies) needs, and which of them are installed."""
+    """Packages that a stage, extra (group of optional dependencies) or engine needs, and which of them are there."""
 
     name: str
     versions: dict[str, str]
@@ -61,6 +61,7 @@ class Diagnosis:
     """
     chain: list[Need]
     extras: list[Need]
+    engines: list[Need]
     notes: list[str]
 
     @property
@@ -68,8 +69,8 @@ class Diagnosis:
         """Problems that prevent a stage from running, one line each.
 
         A line names the missing and outdated packages of a stage, or says why the Ray cluster at `compute.address`
-        cannot be joined. Packages needed only by optional extras (such as `priorkit[report]`) are not reported when
-        missing or outdated.
+        cannot be joined. Packages needed only by optional extras (such as `priorkit[report]`) or engines are not
+        reported when missing or outdated.
         """
         problems = [f"{need.name}: {describe_fault(need)}" for need in self.chain if need.fix]
         return [*problems, *([self.ray["problem"]] if self.ray.get("problem") else [])]
@@ -99,6 +100,7 @@ def diagnose(folder: str, compute: ComputeSettings) -> Diagnosis:
         ray=ray,
         chain=[_need(name, packages) for name, packages in CHAIN.items()],
         extras=[_need(name, packages) for name, packages in EXTRAS.items()],
+        engines=[_need(name, packages) for name, packages in ENGINES.items()],
         notes=[*notes, *([ray["note"]] if ray.get("note") else [])],
     )
 
@@ -114,10 +116,10 @@ def describe_fault(need: Need) -> str:
 
 
 def _need(name: str, packages: tuple[str, ...]) -> Need:
-    """Check which of the packages that a stage or extra needs are installed, missing or outdated.
+    """Check which of the packages that a stage, extra or engine needs are installed, missing or outdated.
 
     Args:
-        name: name of the stage or extra.
+        name: name of the stage or extra, or setting that selects the engine.
         packages: names of the packages that it needs.
     """
     installed = {package: installed_version(package) for package in packages}

@@ -13,7 +13,8 @@ import sys
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "backports": "backports.zstd",
-    "all_clip": "clip-retrieval",
+    "all_clip": "all-clip",
+    "clip": "clip-anytorch",
     "clip_retrieval": "clip-retrieval",
     "cv2": "img2dataset",
     "exifread": "img2dataset",
@@ -51,10 +52,19 @@ EXTRAS = {
     "wandb": ("wandb",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
-    "clip-retrieval": ("clip-retrieval",),
     "transformers": ("huggingface-hub", "protobuf", "sentencepiece", "transformers"),
 }
 """Additional packages that `pip install "priorkit[EXTRA]"` installs, keyed by the name of the extra."""
+
+CLIP_RETRIEVAL = ("clip-retrieval", "all-clip", "clip-anytorch")
+"""Packages of the engine `clip-retrieval`.
+
+pip must install them with `--no-deps`, because clip-retrieval's pins exclude current versions of numpy, pyarrow and
+open_clip. An extra cannot express this. Other packages that they need are installed along with priorkit.
+"""
+
+ENGINES = {"embed.engine=clip-retrieval": CLIP_RETRIEVAL}
+"""Packages that an engine needs and that no extra installs, keyed by the setting that selects the engine."""
 
 
 def requirements() -> dict[str, str]:
@@ -100,7 +110,12 @@ def is_older(version: str, requirement: str) -> bool:
 
 
 def install_command(packages: list[str]) -> str:
-    """Return the `pip` command that installs the given packages in the versions that priorkit requires."""
+    """Return the `pip` command that installs the given packages in the versions that priorkit requires.
+
+    Packages of the engine `clip-retrieval` are installed without their dependencies.
+    """
+    if set(packages) <= set(CLIP_RETRIEVAL):
+        return f"pip install --no-deps {' '.join(packages)}"
     required = requirements()
     return "pip install " + " ".join(f'"{required.get(package, package)}"' for package in packages)
 

@@ -1,164 +1,238 @@
-"""Embedding engine based on the clip-retrieval package: the package's reader loads batches, and its mapper runs CLIP.
+"""Embedding engine based on the clip-retrieval package: the package's reader, mapper and writer compute the embeddings.
 
-priorkit itself writes the embedding shards and the manifest.
+The package runs on temporary tar files, to which the samples of any input are copied. priorkit then reads the writer's
+files, and itself writes the embedding shards and the manifest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import io
 import itertools
-import shutil
+import json
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..clip.encoder import is_plain
+from ..clip.encoder import ClipEncoder, load_plain_clip
+from ..clip.pixels import PixelError
 from ..clip.text_tower import TextEmbeds
-from ..contract.image_shards import ImageShard
-from ..contract.samples import IMAGE_EXTENSIONS, Place, Sample
+from ..contract.arrow.parquet import open_parquet
+from ..contract.samples import Place, Sample, encodable
 from ..contract.storage import Store
 from ..errors import PriorkitError, SettingsError
-from .engines import EmbedTask, Failure, Window
+from .clip_retrieval_package import import_package
+from .engines import EmbedTask, Failure, Window, captions_of, places_of, task_samples
 from .settings import EmbedSettings
 
-_INSTALL = "pip install 'priorkit[clip-retrieval]', Python below 3.13, in an environment of its own"
-"""Installation instructions for the error message that is shown if clip-retrieval cannot be imported."""
+_PART_SAMPLES = 2048
+"""Approximate number of samples that are copied to a temporary tar file and embedded at a time.
+
+It limits the temporary disk space, and the memory that the writer needs for the embeddings.
+"""
+_TAR = "samples.tar"
+"""Name of the temporary tar file."""
+_NUMBER = "number"
+"""Name of the JSON value, and of the column in the writer's table, that contains the number of a row."""
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """Sample whose embeddings clip-retrieval has not returned yet."""
+class _Row:
+    """Image and caption that were copied to the temporary tar file."""
 
+    key: str
     place: Place
     caption: str
-    reason: str
-    """Reason to report for the failure if clip-retrieval never returns embeddings for the sample."""
 
 
 class ClipRetrievalEngine:
-    """Engine that reads and embeds image shards with the clip-retrieval package; implements `Engine`.
+    """Engine that embeds the samples of any input with the clip-retrieval package; implements `Engine`.
 
     Args:
-        source: folder that contains the image shards.
+        source: folder that contains the samples.
         settings: embed settings, with `device` and `threads` resolved to actual values.
+        encoder: CLIP encoder with the same model. It tokenizes captions and checks images, but does not embed them.
 
     Raises:
         PriorkitError: clip-retrieval is not installed or cannot be imported.
         SettingsError: clip-retrieval does not support a setting.
     """
 
-    def __init__(self, source: Store, settings: EmbedSettings) -> None:
+    def __init__(self, source: Store, settings: EmbedSettings, encoder: ClipEncoder) -> None:
         check_settings(settings)
-        try:
-            from all_clip import load_clip
-            from clip_retrieval.clip_inference.mapper import ClipMapper
-            from clip_retrieval.clip_inference.reader import WebdatasetReader
-        except ImportError as error:
-            raise PriorkitError(f"embed.engine=clip-retrieval: {error}; install it: {_INSTALL}") from error
-        self._source, self._settings, self._reader = source, settings, WebdatasetReader
-        name = f"open_clip:{settings.clip.model}/{settings.clip.pretrained}"
-        # load_clip prints warm-up messages, and stdout is reserved for results
+        self._source, self._settings, self._encoder = source, settings, encoder
+        self._package = import_package()
+        loaded = load_plain_clip(settings.clip, settings.device)
+        self._preprocess = loaded.preprocess
+        # all_clip prints warm-up messages, and stdout is reserved for results
         with contextlib.redirect_stdout(sys.stderr):
-            _, self._preprocess, self._tokenizer = load_clip(clip_model=name, use_jit=False, warmup_batch_size=1)
-            self._mapper = ClipMapper(
-                enable_image=settings.image, enable_text=settings.text, enable_metadata=False, use_mclip=False,
-                clip_model=name, use_jit=False, mclip_model=None,
-            )  # fmt: skip
+            self._mapper = self._package.build_mapper(
+                loaded.model, self._preprocess, encoder.tokenize, image=settings.image, text=settings.text
+            )
 
     def windows(self, task: EmbedTask, following: EmbedTask | None) -> Iterator[Window | Failure]:
         """Embed the samples of a task, and yield groups of embedded rows (windows) and failed samples; see `Engine`.
 
-        Rows are grouped by the file extension of their images. Within a group, the rows are in sample order. A sample
-        fails if an earlier sample has the same key, or if clip-retrieval returns no embeddings for it. `following` is
-        not used.
-
-        Raises:
-            SettingsError: the task's shard is not an image shard.
+        `following` is not used.
         """
-        if not isinstance(task.shard, ImageShard):
-            raise SettingsError("embed.engine=clip-retrieval reads image shards (*.tar) one for one")
-        pending: dict[str, _Pending] = {}
-        for position, read in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
-            sample = dataclasses.replace(read, place=Place(position=position))
-            if sample.key in pending:
-                reason = "duplicate_key: clip-retrieval tells rows apart by key, and an earlier sample has this one"
-                yield Failure(sample.key, reason, sample.place)
-            else:
-                pending[sample.key] = self._pending(sample)
-        with self._local(task.shard) as path:
-            for batch in self._batches(path):
-                rows = _first_rows(batch, pending)
-                if rows:
-                    yield self._window(batch, rows, pending)
-        for key, remaining in pending.items():
-            yield Failure(key, remaining.reason, remaining.place)
+        batches = max(1, _PART_SAMPLES // self._settings.batch_size)
+        samples = task_samples(task, self._source)
+        for first in samples:
+            part = itertools.islice(samples, batches * self._settings.batch_size - 1)
+            with tempfile.TemporaryDirectory(prefix="priorkit-") as folder:
+                yield from self._embed(itertools.chain([first], part), Path(folder))
 
-    def _pending(self, sample: Sample) -> _Pending:
-        caption, reason = "", "clip_retrieval: gave no row"  # clip-retrieval drops samples without giving a reason
-        try:
-            caption = (sample.caption or b"").decode()
-        except UnicodeDecodeError as error:
-            if self._settings.text:
-                reason = f"caption_not_utf8: {error}"
-        if sample.image is None:
-            reason = f"missing_image: {sample.instead}"
-        elif sample.caption is None and self._settings.text:
-            reason = f"missing_caption: {sample.instead}"
-        return _Pending(sample.place, caption, sample.error or reason)
-
-    def _batches(self, path: str) -> Iterator[dict[str, Any]]:
-        """Yield the batches of samples that clip-retrieval's reader loads from a tar file.
-
-        The reader accepts only one image extension per call, so it is called once for each extension in the file.
-        """
-        for extension in _image_extensions(path):
-            yield from self._reader(
-                lambda urls: urls, self._preprocess, self._tokenizer, [path], self._settings.batch_size,
-                1,  # number of workers; the reader fails if there are fewer shards than workers
-                # always read images: without them, the reader returns no keys
-                enable_text=self._settings.text, enable_image=True, wds_image_key=extension,
-            )  # fmt: skip
-
-    def _window(self, batch: dict[str, Any], rows: dict[str, int], pending: dict[str, _Pending]) -> Window:
-        """Embed a batch, and return the embedded samples named in `rows` as a window (a group of embedded rows).
+    def _embed(self, samples: Iterable[Sample], folder: Path) -> Iterator[Window | Failure]:
+        """Embed the samples of a part. Yield the failed samples, and then one window with all embedded samples.
 
         Args:
-            batch: batch that clip-retrieval's reader returned.
-            rows: position in the batch of each sample to return, keyed by sample key.
-            pending: samples that have not been embedded yet, keyed by sample key. The samples in `rows` are removed
-                from this mapping.
+            samples: samples of the part.
+            folder: empty temporary folder.
         """
-        mapped = self._mapper(batch)
-        indices = list(rows.values())
-        samples = [pending.pop(key) for key in rows]
+        rows, failures = self._copy(samples, folder / _TAR)
+        numbers = self._run(folder) if rows else []
+        dropped = {number: row for number, row in enumerate(rows) if number not in set(numbers)}
+        failures += self._explain(dropped, folder / _TAR)
+        yield from sorted(failures, key=lambda failure: failure.place.position)
+        if numbers:
+            yield self._window([rows[number] for number in numbers], folder)
+
+    def _copy(self, samples: Iterable[Sample], path: Path) -> tuple[list[_Row], list[Failure]]:
+        """Copy samples to a tar file in which files are named by the number of their row.
+
+        A sample with several captions is copied once for each caption. Each row also gets a JSON file that contains its
+        number, because clip-retrieval returns no keys without images.
+
+        Returns:
+            The copied rows, and the samples that cannot be embedded.
+        """
+        rows: list[_Row] = []
+        failures: list[Failure] = []
+        with tarfile.open(path, "w") as tar:
+            for sample in samples:
+                captions = captions_of(sample, self._settings)
+                if isinstance(captions, Failure):
+                    failures.append(captions)
+                    continue
+                if self._settings.image:
+                    assert sample.image is not None
+                    try:
+                        self._encoder.check_image(sample.image)
+                    except PixelError as error:
+                        failures.append(Failure(sample.key, encodable(str(error)), sample.place))
+                        continue
+                for caption, place in zip(captions, places_of(sample, captions), strict=True):
+                    self._add(tar, len(rows), sample.image, caption)
+                    rows.append(_Row(sample.key, place, caption))
+        return rows, failures
+
+    def _add(self, tar: tarfile.TarFile, number: int, image: bytes | None, caption: str) -> None:
+        """Write the files of a row to the temporary tar file."""
+        parts = {"json": json.dumps({_NUMBER: number}).encode()}
+        if self._settings.image and image is not None:
+            parts["jpg"] = image  # of any format: the reader recognises it by its content
+        if self._settings.text:
+            parts["txt"] = caption.encode()
+        for extension, data in parts.items():
+            info = tarfile.TarInfo(_member(number, extension))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+    def _run(self, folder: Path) -> list[int]:
+        """Run clip-retrieval's reader, mapper and writer on the temporary tar file.
+
+        Args:
+            folder: folder that contains the tar file. The writer's output folders are created in it.
+
+        Returns:
+            Numbers of the embedded rows, in the order of their embeddings.
+
+        Raises:
+            PriorkitError: the process in which the reader loads images has died.
+        """
+        kinds = {"enable_image": self._settings.image, "enable_text": self._settings.text, "enable_metadata": True}
+        writer = self._package.writer(partition_id=0, output_folder=str(folder), output_partition_count=1, **kinds)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the reader warns about samples that it drops; they become failures
+            reader = self._package.reader(
+                _all_files, self._preprocess, self._encoder.tokenize, [str(folder / _TAR)], self._settings.batch_size,
+                1,  # number of processes; there is one tar file, and the reader fails if it has fewer than processes
+                **kinds,
+            )  # fmt: skip
+            try:
+                for batch in reader:
+                    writer(self._mapper(batch))
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise PriorkitError(
+                    f"embed.engine=clip-retrieval: the process that loads images died ({str(error)[:200]}); it passes "
+                    f"batches through /dev/shm: set embed.batch_size below {self._settings.batch_size}, or enlarge it"
+                ) from error
+        writer.flush()
+        table = folder / "metadata" / "metadata_0.parquet"
+        if not table.exists():  # the reader has dropped all samples
+            return []
+        with table.open("rb") as file:
+            numbers: list[int] = open_parquet(file).read([_NUMBER], use_threads=False)[_NUMBER].to_pylist()
+        return numbers
+
+    def _window(self, rows: list[_Row], folder: Path) -> Window:
+        """Read the embeddings that clip-retrieval wrote, and return them as a window (a group of embedded rows).
+
+        Args:
+            rows: embedded rows, in the order of their embeddings.
+            folder: temporary folder that contains the writer's output folders.
+        """
         image, text = (
-            None if mapped[kind] is None else torch.from_numpy(mapped[kind][indices])
-            for kind in ("image_embs", "text_embs")
+            torch.from_numpy(np.load(folder / name / f"{name}_0.npy")) if is_wanted else None
+            for name, is_wanted in (("img_emb", self._settings.image), ("text_emb", self._settings.text))
         )
         texts = None if text is None else TextEmbeds(text, None, [])
-        places, captions = [sample.place for sample in samples], [sample.caption for sample in samples]
-        return Window(list(rows), places, captions, image, texts, normalised=True)
+        keys, places, captions = zip(*((row.key, row.place, row.caption) for row in rows), strict=True)
+        return Window([*keys], [*places], [*captions], image, texts, normalised=True)
 
-    @contextlib.contextmanager
-    def _local(self, shard: ImageShard) -> Iterator[str]:
-        """Context manager that yields the local path of a shard's tar file.
+    def _explain(self, dropped: Mapping[int, _Row], path: Path) -> list[Failure]:
+        """Return failures for the rows that clip-retrieval dropped, which it does without giving a reason.
 
-        A remote file is first copied to a temporary file, which is deleted on exit.
+        The reason is determined by decoding the image again.
+
+        Args:
+            dropped: rows that were copied to the tar file, but not embedded, keyed by their number.
+            path: path of the temporary tar file.
         """
-        if self._source.is_local:
-            yield self._source.path(shard.tar_name)
-            return
-        with tempfile.NamedTemporaryFile(suffix=".tar") as copy, self._source.open(shard.tar_name) as file:
-            shutil.copyfileobj(file, copy)
-            copy.flush()
-            yield copy.name
+        failures: list[Failure] = []
+        with contextlib.ExitStack() as stack:
+            tar = stack.enter_context(tarfile.open(path)) if dropped else None
+            for number, row in dropped.items():
+                reason = "clip_retrieval: gave no row"
+                if tar is not None and self._settings.image:
+                    file = tar.extractfile(_member(number, "jpg"))
+                    assert file is not None
+                    try:
+                        self._encoder.decode(file.read())
+                    except PixelError as error:
+                        reason = encodable(str(error))
+                failures.append(Failure(row.key, reason, row.place))
+        return failures
+
+
+def _member(number: int, extension: str) -> str:
+    """Return the name of a row's file in the temporary tar file."""
+    return f"{number:012d}.{extension}"
+
+
+def _all_files(paths: list[str]) -> list[str]:
+    """Return all paths. clip-retrieval's reader expects a function that selects the files to read."""
+    return paths
 
 
 def check_settings(settings: EmbedSettings) -> None:
@@ -173,58 +247,17 @@ def check_settings(settings: EmbedSettings) -> None:
     device, dtype = "cpu", "float32"
     if torch.cuda.is_available():  # clip-retrieval always uses a GPU if one is available, and chooses the dtype
         device, dtype = "cuda", "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    supported = {
+    supported: dict[str, tuple[Any, Any]] = {
         "embed.device": (settings.device, device),
         "embed.dtype": (settings.dtype, dtype),
         "embed.token_states": (settings.token_states, False),
         "embed.compile": (settings.compile, False),
-        "embed.rows_per_shard": (settings.rows_per_shard, None),
-        "embed.caption_column": (settings.caption_column, None),
-        "embed.caption_key": (settings.caption_key, None),
-        "embed.caption_extension": (settings.caption_extension, None),
-        "embed.image_extensions": (settings.image_extensions, None),
     }
     for name, (value, only) in supported.items():
         if value != only:
             raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
-    if settings.clip.pretrained is None:
+    if "decode_threads" in settings.model_fields_set:
         raise SettingsError(
-            f"embed.clip.model={settings.clip.model}: embed.engine=clip-retrieval takes an open_clip name and tag"
+            f"embed.decode_threads={settings.decode_threads}: embed.engine=clip-retrieval decodes in one process "
+            "of its own; leave embed.decode_threads out"
         )
-    if (settings.clip.overrides() or Path(settings.clip.pretrained).is_file()) and not is_plain(settings.clip):
-        raise SettingsError(
-            f"embed.clip.pretrained={settings.clip.pretrained}: embed.engine=clip-retrieval has open_clip's own "
-            "preprocessing and activation only, and these weights or settings need others; take embed.engine=native"
-        )
-
-
-def _first_rows(batch: dict[str, Any], pending: Mapping[str, Any]) -> dict[str, int]:
-    """Find pending samples in a batch, and return their positions, keyed by sample key.
-
-    Pending samples that are not in the batch are left out. If several samples in the batch have the same key, the
-    position of the first one is returned.
-
-    Args:
-        batch: batch that clip-retrieval's reader returned.
-        pending: samples that have not been embedded yet, keyed by sample key. Only the keys are used.
-    """
-    rows: dict[str, int] = {}
-    for row, name in enumerate(batch["image_filename"]):
-        key = name.removeprefix("./")
-        if key in pending:
-            rows.setdefault(key, row)
-    return rows
-
-
-def _image_extensions(path: str) -> list[str]:
-    """Return the distinct file extensions of the images in a tar file, in order of appearance.
-
-    Reading stops at the first damaged entry.
-    """
-    extensions: dict[str, None] = {}
-    with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(path, "r:*") as tar:
-        for member in tar:
-            extension = member.name.rpartition("/")[2].partition(".")[2].lower()
-            if member.isfile() and extension in IMAGE_EXTENSIONS:
-                extensions[extension] = None
-    return list(extensions)

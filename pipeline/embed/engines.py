@@ -156,43 +156,62 @@ class NativeEngine:
         return Window(keys, places, captions, image_embed, text)
 
     def _read(self, task: EmbedTask) -> Iterator[Sample]:
-        """Yield the samples of a task, each with its position in the shard.
-
-        Samples are identified by position, because several samples may have the same key.
-        """
-        for position, sample in enumerate(itertools.islice(task.shard.read(self._source), task.limit)):
-            place = sample.place._replace(position=position)
-            yield replace(sample, key=encodable(sample.key), place=place)
+        return task_samples(task, self._source)
 
     def _decode(self, sample: Sample) -> _Row | Failure:
         """Decode a sample's captions, and decode and preprocess its image. Runs in the decoding threads.
 
-        Return a failure if the sample could not be read, its image or caption is missing, its image cannot be decoded,
-        or a caption is not valid UTF-8. Images and captions that the settings exclude from embedding do not cause
-        failures.
+        Return a failure if `captions_of` returns one, or if the image cannot be decoded.
         """
-        if sample.error is not None:
-            return _failure(sample, sample.error)
-        captions, pixels = [""], None
-        if self._settings.image and sample.image is None:
-            return _failure(sample, "missing_image", sample.instead)
-        if self._settings.text and sample.caption is None:
-            return _failure(sample, "missing_caption", sample.instead)
-        try:
-            captions = [caption.decode() for caption in sample.captions] or captions
-        except UnicodeDecodeError as error:
-            if self._settings.text:
-                return _failure(sample, f"caption_not_utf8: {error}")
+        captions, pixels = captions_of(sample, self._settings), None
+        if isinstance(captions, Failure):
+            return captions
         try:
             if self._settings.image:
                 assert sample.image is not None
                 pixels = self._encoder.decode(sample.image)
         except PixelError as error:
             return _failure(sample, str(error))
-        captions = captions if self._settings.text else captions[:1]
-        rows = sample.caption_rows or (0,) * len(captions)
-        places = [sample.place._replace(row=row) for row, _ in zip(rows, captions, strict=False)]
-        return _Row(sample.key, places, captions, pixels)
+        return _Row(sample.key, places_of(sample, captions), captions, pixels)
+
+
+def task_samples(task: EmbedTask, source: Store) -> Iterator[Sample]:
+    """Yield the samples of a task, each with its position in the shard.
+
+    Samples are identified by position, because several samples may have the same key.
+
+    Args:
+        task: shard to embed.
+        source: folder that contains the samples.
+    """
+    for position, sample in enumerate(itertools.islice(task.shard.read(source), task.limit)):
+        place = sample.place._replace(position=position)
+        yield replace(sample, key=encodable(sample.key), place=place)
+
+
+def captions_of(sample: Sample, settings: EmbedSettings) -> list[str] | Failure:
+    """Return the decoded captions of a sample: one empty string if it has none, or if captions are not embedded.
+
+    Return a failure if the sample could not be read, its image or caption is missing, or a caption is not valid UTF-8.
+    Images and captions that the settings exclude from embedding do not cause failures.
+    """
+    if sample.error is not None:
+        return _failure(sample, sample.error)
+    if settings.image and sample.image is None:
+        return _failure(sample, "missing_image", sample.instead)
+    if settings.text and sample.caption is None:
+        return _failure(sample, "missing_caption", sample.instead)
+    try:
+        captions = [caption.decode() for caption in sample.captions] or [""]
+    except UnicodeDecodeError as error:
+        return _failure(sample, f"caption_not_utf8: {error}") if settings.text else [""]
+    return captions if settings.text else captions[:1]
+
+
+def places_of(sample: Sample, captions: list[str]) -> list[Place]:
+    """Return the position of the row of each caption of a sample."""
+    rows = sample.caption_rows or (0,) * len(captions)
+    return [sample.place._replace(row=row) for row, _ in zip(rows, captions, strict=False)]
 
 
 def _failure(sample: Sample, reason: str, detail: str = "") -> Failure:

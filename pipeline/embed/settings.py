@@ -25,8 +25,9 @@ class EmbedSettings(DeviceSettings):
     clip: ClipSettings = ClipSettings()
     """CLIP model. The manifest records a hash of its weights."""
     engine: Literal["native", "clip-retrieval"] = "native"
-    """Embedding engine. `clip-retrieval` runs the reader and model of the clip-retrieval package. It requires the
-    `clip-retrieval` extra and is several times slower than `native`."""
+    """Embedding engine. `clip-retrieval` runs the reader, the mapper (which computes the embeddings) and the writer of
+    the clip-retrieval package. `priorkit doctor` prints the command that installs the package. It is several times
+    slower than `native`."""
     image: bool = True
     """Embed images. If true, a sample without an image counts as failed."""
     text: bool = True
@@ -64,7 +65,8 @@ class EmbedSettings(DeviceSettings):
     compile: bool = False
     """Compile the image tower with torch.compile. Compilation takes minutes, so it only pays off in long GPU runs."""
     decode_threads: int = Field(default=2, ge=1)
-    """Number of threads that decode and preprocess images while the model runs."""
+    """Number of threads that decode and preprocess images while the model runs. The engine `clip-retrieval` uses one
+    process instead."""
 
     def encoder_settings(self) -> EncoderSettings:
         """Return the settings that the CLIP encoder needs.

@@ -30,6 +30,7 @@ from ..contract.storage import Store
 from ..contract.tar_samples import NOT_TOGETHER, NOT_TOGETHER_FIX
 from ..errors import FolderError, InputError
 from .clip_retrieval import check_settings
+from .clip_retrieval_package import require_package
 from .engines import EmbedTask
 from .input_marks import RecordedInputs
 from .inputs import InputShard, list_input_shards, open_input
@@ -189,9 +190,11 @@ def embed_manifest(settings: EmbedSettings, store: Store | None) -> Manifest:
     Raises:
         SettingsError: the engine is `clip-retrieval`, which does not support one of the settings.
         InputError: a local CLIP file or folder is missing.
+        PriorkitError: the engine is `clip-retrieval`, which is not installed.
     """
     if settings.engine == "clip-retrieval":
         check_settings(settings)
+        require_package()
     source, earlier = clip_source(settings.clip), None if store is None else read_manifest(store)
     if earlier is not None and earlier.stage == STAGE and source != earlier.settings.get("clip"):
         known = earlier.about.get("clip", {})

@@ -84,7 +84,7 @@ class EmbedWorker:
         if settings.engine == "clip-retrieval":
             from .clip_retrieval import ClipRetrievalEngine
 
-            self._engine = ClipRetrievalEngine(source, settings)
+            self._engine = ClipRetrievalEngine(source, settings, encoder)
         else:
             self._engine = NativeEngine(source, settings, encoder)
 

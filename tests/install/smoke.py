@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from priorkit import __version__
@@ -196,6 +197,7 @@ def chain(made: Environment, clip: Sequence[str]) -> None:
         downloaded = json.loads(made.priorkit("download", "urls.csv", *private, *small, "--json")[0])
     require(downloaded["counts"] == {"success": ROWS, "http_4xx": 1}, f"download: {downloaded['counts']}")
     made.priorkit("embed", *sets)
+    engines_agree(made, sets)
     made.priorkit("embed", "--embeddings", "data/on_ray", "--workers", "1", *sets)
     same = [(work / "data" / folder / "text_emb/text_emb_0000.npy").read_bytes() for folder in ("embeddings", "on_ray")]
     require(same[0] == same[1], "embeddings of a Ray worker differ")
@@ -223,6 +225,27 @@ def chain(made: Environment, clip: Sequence[str]) -> None:
     made.figures["versions"] = {name: v for need in found["chain"] for name, v in need["versions"].items()}
 
 
+def engines_agree(made: Environment, sets: Sequence[str]) -> None:
+    """The engine clip-retrieval names the command that installs it; then it gives what the native engine gave."""
+    command = ["embed", "--embeddings", "data/by_clip_retrieval", "--set", "embed.engine=clip-retrieval", *sets]
+    told = made.priorkit(*command, code=1)[1]
+    advice = re.search(r"install it: pip install (--no-deps .+)", told)
+    require(advice is not None, f"embed without clip-retrieval: {told}")
+    assert advice is not None
+    (need,) = json.loads(made.priorkit("doctor", "--json")[0])["engines"]
+    require(need["fix"] == f"pip install {advice.group(1)}", f"doctor: {need}")
+    made.install(*advice.group(1).split())
+    made.priorkit(*command)
+    ours, theirs = (made.folder / "work" / "data" / name for name in ("embeddings", "by_clip_retrieval"))
+    for kind in ("img_emb", "text_emb"):
+        one, other = (np.load(folder / kind / f"{kind}_0000.npy").astype(np.float64) for folder in (ours, theirs))
+        cosines = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+        require(len(cosines) == ROWS and cosines.min() >= 0.9999, f"engines differ in {kind}: cosine {cosines.min()}")
+    columns = ["key", "image_path", "caption"]
+    same = [pq.read_table(folder / "metadata/metadata_0000.parquet", columns=columns) for folder in (ours, theirs)]
+    require(same[0].equals(same[1]), "engines differ in keys or captions")
+
+
 def start_up(made: Environment) -> dict[str, float]:
     """Median seconds of the help of each command."""
     seconds = {}
@@ -235,7 +258,13 @@ def start_up(made: Environment) -> dict[str, float]:
 
 
 def full(
-    python: str, version: str, installer: str, wheel: Path, constraints: Path | None = None, keep: Path | None = None
+    python: str,
+    version: str,
+    installer: str,
+    wheel: Path,
+    constraints: Path | None = None,
+    keep: Path | None = None,
+    times_help: bool = False,
 ) -> Any:
     """Install and run the chain; what was measured."""
     with fresh(python, installer) as made:
@@ -250,7 +279,7 @@ def full(
         chain(made, clip)
         seconds = {name: values[-1] for name, values in made.figures["seconds"].items()}
         peak, versions = made.figures["peak_memory"], made.figures["versions"]
-        starts = start_up(made) if constraints is None else {}
+        starts = start_up(made) if times_help else {}
         if keep is not None:
             shutil.copytree(made.folder / "work" / "data", keep)
         return {
@@ -361,7 +390,7 @@ def main() -> None:
     made.add_argument("--lowest", action="store_true", help="only the oldest versions that the bounds allow")
     made.add_argument("--installer", choices=("pip", "uv"), default="pip", help="what installs; uv must be on the path")
     made.add_argument("--add", type=Path, help="file of earlier results, a line of JSON each, for the page")
-    made.add_argument("--no-page", action="store_true", help="print only")
+    made.add_argument("--no-page", action="store_true", help="print only, without the times of help")
     chosen = made.parse_args()
     found = {version: python for version in chosen.pythons if (python := find_python(version)) is not None}
     for version in chosen.pythons:
@@ -376,9 +405,9 @@ def main() -> None:
             harness.report(results, **full(python, version, chosen.installer, wheel, Path(folder) / "constraints.txt"))
             return
         for version, python in found.items():
-            harness.report(
-                results, **full(python, version, chosen.installer, wheel, keep=None if data.exists() else data)
-            )
+            keep, times_help = None if data.exists() else data, not chosen.no_page
+            found_here = full(python, version, chosen.installer, wheel, keep=keep, times_help=times_help)
+            harness.report(results, **found_here)
         version, python = next(iter(found.items()))
         harness.report(results, **light(python, version, chosen.installer, wheel, data))
     if not chosen.no_page:

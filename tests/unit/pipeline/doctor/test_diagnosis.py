@@ -16,7 +16,7 @@ from priorkit.cli import app
 from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.doctor import diagnosis as doctor
 from priorkit.pipeline.doctor import requirements
-from priorkit.pipeline.doctor.requirements import CHAIN, EXTRAS
+from priorkit.pipeline.doctor.requirements import CHAIN, CLIP_RETRIEVAL, ENGINES, EXTRAS
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_a_complete_installation_is_ready(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["problems"] == []
     assert [need["name"] for need in found["chain"]] == list(CHAIN)
     assert [need["name"] for need in found["extras"]] == list(EXTRAS)
+    assert [need["name"] for need in found["engines"]] == list(ENGINES)
     assert found["chain"][1]["versions"]["torch"] == str(torch.__version__).partition("+")[0]
     assert found["devices"][0] == "cpu"
     assert found["cores"] >= 1
@@ -58,6 +59,23 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
     assert 'to fix download: pip install "aiohttp>=3.14.1" "img2dataset>=1.47"' in result.stdout.splitlines()
     assert "ready" in lines["train"]
     assert "matplotlib not installed" in lines["extra report"]
+
+
+def test_a_missing_engine_is_no_problem_and_its_command_has_no_deps(
+    absent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent |= set(CLIP_RETRIEVAL)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (
+        "to fix embed.engine=clip-retrieval: pip install --no-deps clip-retrieval all-clip clip-anytorch"
+        in result.stdout.splitlines()
+    )
+    absent.discard("all-clip")
+    assert "to fix embed.engine=clip-retrieval: pip install --no-deps clip-retrieval clip-anytorch" in (
+        CliRunner().invoke(app, ["doctor"]).stdout.splitlines()
+    )
 
 
 def test_a_missing_extra_is_no_problem(absent: set[str]) -> None:

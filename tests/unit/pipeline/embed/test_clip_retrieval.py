@@ -1,25 +1,30 @@
-"""The engine clip-retrieval without that package: refused settings, and how its rows are matched to samples."""
+"""The engine clip-retrieval on the installed package: refused settings, and samples of any input in windows."""
 
 from __future__ import annotations
 
 import io
-import sys
-import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
-from priorkit.pipeline.clip.settings import ClipSettings, PreprocessSettings
+from priorkit.pipeline.clip.encoder import load_encoder
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed.clip_retrieval import (
-    ClipRetrievalEngine,
-    _first_rows,
-    _image_extensions,
-    check_settings,
-)
+from priorkit.pipeline.embed import clip_retrieval
+from priorkit.pipeline.embed.clip_retrieval import ClipRetrievalEngine, check_settings
+from priorkit.pipeline.embed.engines import EmbedTask, Failure, Window
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import PriorkitError, SettingsError
+
+from .conftest import png, shards_of, write
+
+COLOURS = ("red", "green", "blue", "white", "black")
+PICTURES = {f"{number}.png": png(colour) for number, colour in enumerate(COLOURS)}
+CAPTIONS = {f"{number}.txt": f"a {colour} square".encode() for number, colour in enumerate(COLOURS)}
 
 
 def settings_of(**changed: Any) -> EmbedSettings:
@@ -27,15 +32,9 @@ def settings_of(**changed: Any) -> EmbedSettings:
     return EmbedSettings(**{"clip": clip, "engine": "clip-retrieval", "device": "cpu", "threads": 1, **changed})
 
 
-@pytest.mark.parametrize("absent", ["all_clip", "clip_retrieval.clip_inference.mapper"])
-def test_a_missing_package_is_an_error_that_says_what_to_install(
-    absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(
-        PriorkitError, match=r"clip-retrieval: .*; install it: pip install 'priorkit\[clip-retrieval\]'"
-    ):
-        ClipRetrievalEngine(Store(str(tmp_path)), settings_of())
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -44,32 +43,24 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(
         ({"dtype": "bfloat16"}, r"embed\.dtype=bfloat16: .* only do embed\.dtype=float32"),
         ({"token_states": True}, r"embed\.token_states=True: .* only do embed\.token_states=False"),
         ({"compile": True}, r"embed\.compile=True: .* only do embed\.compile=False"),
-        ({"rows_per_shard": 10}, r"embed\.rows_per_shard=10: .* only do embed\.rows_per_shard=None"),
         ({"device": "cuda"}, r"embed\.device=cuda: .* only do embed\.device=cpu"),
-        ({"clip": ClipSettings(model="hf-hub:org/name")}, r"embed\.clip\.model=hf-hub:org/name: .* an open_clip name"),
+        ({"decode_threads": 2}, r"embed\.decode_threads=2: .* one process of its own; leave embed\.decode_threads out"),
     ],
 )
-def test_an_unsupported_setting_is_named(changed: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_an_unsupported_setting_is_named(changed: dict[str, Any], named: str) -> None:
     check_settings(settings_of())
     with pytest.raises(SettingsError, match=named):
         check_settings(settings_of(**changed))
 
 
-def test_preprocessing_that_clip_retrieval_ignores_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    path = tmp_path / "weights.pt"
-    path.write_bytes(b"never read here")
-    plain = ClipSettings(model="ViT-B-32", pretrained=str(path), quick_gelu=False)
-    check_settings(settings_of(clip=plain))
+def test_settings_of_the_input_and_of_the_clip_are_accepted() -> None:
+    check_settings(settings_of(rows_per_shard=10, input_format="files", caption_column="text", batch_size=3))
     for clip in (
-        plain.model_copy(update={"quick_gelu": True}),
-        ClipSettings(model="MobileCLIP2-S0", pretrained=str(path)),
-        ClipSettings(pretrained="laion2b_s34b_b79k", preprocess=PreprocessSettings(size=64)),
-        ClipSettings(pretrained="laion2b_s34b_b79k", quick_gelu=True),
+        ClipSettings(model="hf-hub:org/name"),
+        ClipSettings(model="priorkit:demo"),
+        ClipSettings(pretrained="openai", quick_gelu=True),
     ):
-        with pytest.raises(SettingsError, match=r"own preprocessing and activation only.*embed\.engine=native"):
-            check_settings(settings_of(clip=clip))
+        check_settings(settings_of(clip=clip))
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float16")])
@@ -85,19 +76,80 @@ def test_the_dtype_on_a_gpu_is_the_one_of_clip_retrieval(
         check_settings(settings_of(dtype=dtype))
 
 
-def test_the_first_row_of_each_pending_key_is_used() -> None:
-    batch = {"image_filename": ["./a", "done", "sub/b", "a", "c"]}
-    assert _first_rows(batch, dict.fromkeys(["c", "sub/b", "a"])) == {"a": 0, "sub/b": 2, "c": 4}
+def run(folder: Path, tiny_clip: Path, limit: int | None = None, **changed: Any) -> list[Window | Failure]:
+    settings = settings_of(clip=ClipSettings(model=f"local-dir:{tiny_clip}"), batch_size=2, **changed)
+    (shard,) = shards_of(folder, image=settings.image, text=settings.text)
+    engine = ClipRetrievalEngine(Store(str(folder)), settings, load_encoder(settings.encoder_settings()))
+    return list(engine.windows(EmbedTask(shard, "", limit), None))
 
 
-def test_image_extensions_are_listed_up_to_the_damage(tmp_path: Path) -> None:
-    names = ["a.txt", "a.PNG", "b.jpg", "c.png", "d.seg.png", "x.y/e.webp"]
-    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        for name in names:
-            info = tarfile.TarInfo(name)
-            info.size = 1
-            tar.addfile(info, io.BytesIO(b"x"))
-    path = tmp_path / "00000.tar"
-    assert _image_extensions(str(path)) == ["png", "jpg", "webp"]
-    path.write_bytes(path.read_bytes()[: 1024 + 512 + 100])
-    assert _image_extensions(str(path)) == ["png"]
+def test_rows_are_in_order_and_each_has_its_own_embedding(tmp_path: Path, tiny_clip: Path) -> None:
+    (window,) = run(write(tmp_path, {**PICTURES, **CAPTIONS}), tiny_clip)
+    assert isinstance(window, Window)
+    assert (window.keys, window.normalised) == (["0", "1", "2", "3", "4"], True)
+    assert [place.position for place in window.places] == [0, 1, 2, 3, 4]
+    assert window.captions == [caption.decode() for caption in CAPTIONS.values()]
+    encoder = load_encoder(settings_of(clip=ClipSettings(model=f"local-dir:{tiny_clip}")).encoder_settings())
+    image = encoder.encode_images([encoder.decode(data) for data in PICTURES.values()])
+    text = encoder.encode_texts(window.captions).text_embed
+    assert window.image_embed is not None
+    assert window.text is not None
+    for made, expected in ((window.image_embed, image), (window.text.text_embed, text)):
+        assert made.dtype == torch.float16
+        similarities = torch.cosine_similarity(expected[:, None], made[None].float(), dim=-1)
+        assert similarities.diagonal().min() >= 0.9999
+        assert similarities.argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_long_shard_is_embedded_in_parts(tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_retrieval, "_PART_SAMPLES", 3)  # less than 2 batches of 2
+    windows = run(write(tmp_path, CAPTIONS), tiny_clip, image=False)
+    assert [window.keys for window in windows if isinstance(window, Window)] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [place.position for part in windows if isinstance(part, Window) for place in part.places] == [0, 1, 2, 3, 4]
+    assert list(windows[0].image_embed or []) == []  # type: ignore[union-attr]
+
+
+def test_every_sample_is_a_row_or_a_failure_with_the_reason_of_the_native_engine(
+    tmp_path: Path, tiny_clip: Path
+) -> None:
+    thin = io.BytesIO()
+    Image.new("RGB", (1, 200_000)).save(thin, "PNG")
+    files = {**PICTURES, **CAPTIONS, "1.png": png("red")[:-30], "2.png": b"<html>", "3.txt": "é".encode("latin-1")}
+    files |= {"5.png": thin.getvalue(), "5.txt": b"thin", "6.png": PICTURES["0.png"]}
+    *failures, window = run(write(tmp_path, files), tiny_clip)
+    assert [(f.key, f.reason.partition(":")[0], f.place.position) for f in failures if isinstance(f, Failure)] == [
+        ("1", "image_decode", 1), ("2", "image_decode", 2), ("3", "caption_not_utf8", 3), ("5", "image_too_thin", 5),
+        ("6", "missing_caption", 6),
+    ]  # fmt: skip
+    assert isinstance(window, Window)
+    assert window.keys == ["0", "4"]
+
+
+def test_a_limit_counts_samples_and_not_rows(tmp_path: Path, tiny_clip: Path) -> None:
+    folder = write(tmp_path, {"a.txt": b"\xff", "b.txt": b"b", "c.txt": b"c"})
+    failure, window = run(folder, tiny_clip, 2, image=False)
+    assert isinstance(failure, Failure)
+    assert isinstance(window, Window)
+    assert (failure.key, window.keys, window.places[0].position) == ("a", ["b"], 1)
+
+
+def test_samples_without_any_row_give_failures_alone(tmp_path: Path, tiny_clip: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the reader warns about each sample
+        (failure,) = run(write(tmp_path, {"a.png": png("red")[:-30], "a.txt": b"a"}), tiny_clip)
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("image_decode: ")
+
+
+def test_a_reader_that_dies_is_reported(tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reader(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+        yield
+
+    settings = settings_of(clip=ClipSettings(model=f"local-dir:{tiny_clip}"), image=False)
+    folder = write(tmp_path, CAPTIONS)
+    (shard,) = shards_of(folder, image=False)
+    engine = ClipRetrievalEngine(Store(str(folder)), settings, load_encoder(settings.encoder_settings()))
+    monkeypatch.setattr(engine, "_package", type("Package", (), {"reader": reader, "writer": engine._package.writer}))
+    with pytest.raises(PriorkitError, match=r"the process that loads images died .*set embed\.batch_size below 64"):
+        list(engine.windows(EmbedTask(shard, "", None), None))

@@ -14,11 +14,9 @@ from priorkit.pipeline.settings import parse_settings, with_overrides
 
 APPLIED = {
     "caption_column", "column_names", "concurrency", "downscale_interpolation", "encode_format", "encode_quality",
-    "engine", "guess_columns",
-    "image_size", "img2dataset",
-    "keep_columns", "max_aspect_ratio", "max_image_area", "min_image_size", "min_success_rate", "quoting",
-    "reencode_format", "resize_mode", "resize_only_if_bigger", "retries", "rows_per_shard", "success_window", "upscale_interpolation",
-    "url_column",
+    "engine", "guess_columns", "image_size", "img2dataset", "keep_columns", "max_aspect_ratio", "max_image_area",
+    "min_image_size", "min_success_rate", "quoting", "reencode_format", "resize_mode", "resize_only_if_bigger",
+    "retries", "rows_per_shard", "success_window", "upscale_interpolation", "url_column",
 }  # fmt: skip
 """Settings that are passed to img2dataset, or that concern the list or the run as a whole."""
 OTHER_VALUES: dict[str, Any] = {
