@@ -264,7 +264,8 @@ class HubHandler(QuietHandler):
 
 OPEN_HUB_LISTS = (
     "import sys; from priorkit.pipeline.urls.url_list import open_url_list\n"
-    "from priorkit.pipeline.download.settings import DownloadSettings; from priorkit.pipeline.errors import InputError\n"
+    "from priorkit.pipeline.download.settings import DownloadSettings\n"
+    "from priorkit.pipeline.errors import InputError\n"
     "for address in sys.argv[1:]:\n"
     "    try: print(sum(batch.num_rows for batch in open_url_list(address, DownloadSettings()).batches()))\n"
     "    except InputError as error: print(error)\n"
