@@ -209,8 +209,12 @@ def _find_names(fs: Any, path: str) -> list[tuple[str, str]]:
         return []
     start = min(path.index(character) for character in "*?[" if character in path)
     root = path[: path.rfind("/", 0, start) + 1]
-    found = []
-    for match, info in fs.glob(path, detail=True).items():
+    found: list[str] = []
+    try:
+        matches = fs.glob(path, detail=True)
+    except FileNotFoundError:  # the first folder of the pattern is missing on the hub
+        return []
+    for match, info in matches.items():
         # a local link is neither a file nor a folder
         if info["type"] == "directory" or (info["type"] != "file" and fs.isdir(match)):
             found += [f"{match}/{name}" for name in list_files(fs, match)]

@@ -123,7 +123,7 @@ class JsonStream:
         while not self.skip("}"):
             key = self.value()
             if not isinstance(key, str):
-                raise ValueError(f"{key!r} is no key")
+                raise ValueError(f"{key!r:.40} is no key")
             self.expect(":")
             yield key
 

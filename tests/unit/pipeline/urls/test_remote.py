@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
-import http.server
+import json
 import os
 import shutil
 import subprocess
@@ -224,43 +224,88 @@ def test_addresses_are_shown_without_secrets(address: str, shown: str) -> None:
     assert is_web(address) == address.startswith("https")
 
 
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    """Hub that has no repository."""
+class HubHandler(QuietHandler):
+    """Hub with the repository `datasets/org/name`, which has two lists."""
 
     def do_GET(self) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
+        path = self.path.partition("?")[0]
+        content = CSV.encode()
+        first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        headers = {"ETag": '"x"', "X-Repo-Commit": "b" * 40, "Accept-Ranges": "bytes"}
+        status, data = 404, b"{}"
+        if path.startswith("/api/datasets/org/name/tree/main"):
+            folder = {"type": "directory", "path": "data", "size": 0, "oid": "c" * 40}
+            files = [{**folder, "type": "file", "path": f"data/{at}.csv", "size": len(content)} for at in range(2)]
+            is_root = path.endswith("/main")
+            if is_root or path.endswith("/data"):
+                status, data = (
+                    200,
+                    json.dumps([folder] if is_root and "recursive=true" not in self.path else files).encode(),
+                )
+        elif path in ("/api/datasets/org/name", "/api/datasets/org/name/revision/main"):
+            about = {"id": "org/name", "sha": "b" * 40, "siblings": [], "private": False, "tags": []}
+            status, data = 200, json.dumps(about).encode()
+        elif path.startswith("/datasets/org/name/resolve/main/data/"):
+            status, data = (206, content[int(first) : int(last) + 1]) if first else (200, content)
+        if status == 206:
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        elif status == 404:
+            headers["X-Error-Code"] = "EntryNotFound" if "org/name/" in path else "RepoNotFound"
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
         self.end_headers()
+        self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
 
-OPEN_HUB_LIST = (
-    "from priorkit.pipeline.urls.addresses import find_files; from priorkit.pipeline.errors import InputError\n"
-    "try: find_files('hf://datasets/org/name@main/data/urls.parquet')\nexcept InputError as error: print(error)"
+OPEN_HUB_LISTS = (
+    "import sys; from priorkit.pipeline.urls.url_list import open_url_list\n"
+    "from priorkit.pipeline.download.settings import DownloadSettings\n"
+    "from priorkit.pipeline.errors import InputError\n"
+    "for address in sys.argv[1:]:\n"
+    "    try: print(sum(batch.num_rows for batch in open_url_list(address, DownloadSettings()).batches()))\n"
+    "    except InputError as error: print(error)\n"
 )
 
 
-def hub_message(**environment: str) -> str:
-    """Return the error message for a list on the hub. The hub's address is read when its library is imported."""
+def hub_lines(*addresses: str, **environment: str) -> list[str]:
+    """Return the number of rows or the error message of each list on the hub.
+
+    The hub's address is read when its library is imported.
+    """
     return subprocess.run(
-        [sys.executable, "-c", OPEN_HUB_LIST],
+        [sys.executable, "-c", OPEN_HUB_LISTS, *addresses],
         env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120,
-    ).stdout  # fmt: skip
+    ).stdout.splitlines()  # fmt: skip
+
+
+def test_lists_on_the_hub_are_read(tmp_path: Path) -> None:
+    with serving(HubHandler) as url:
+        lines = hub_lines(
+            "hf://datasets/org/name/data/0.csv", "hf://datasets/org/name/data/*.csv", "hf://datasets/org/name",
+            "hf://datasets/org/name/data/none.csv", "hf://datasets/org/name/x/*.csv", "hf://datasets/org/other/a.csv",
+            "hf://name", HF_ENDPOINT=url, HF_HUB_OFFLINE="0",
+        )  # fmt: skip
+    assert lines[:3] == ["2000", "4000", "4000"]
+    assert "none.csv: no such file or folder" in lines[3]
+    assert "no file matches this pattern" in lines[4]
+    assert "the hub has no repository 'datasets/org/other' that you may read" in lines[5]
+    assert "`hf auth login`" in lines[5]
+    assert "write hf://datasets/ORG/NAME/FILE" in lines[6]
 
 
 def test_a_hub_that_cannot_be_reached_is_explained() -> None:
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        message = hub_message(**environment)
-        assert message.startswith(
-            "hf://datasets/org/name@main/data/urls.parquet: the Hugging Face Hub cannot be reached"
-        )
+    address = "hf://datasets/org/name@main/data/urls.parquet"
+    for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}):
+        (message,) = hub_lines(address, **environment)
+        assert message.startswith(f"{address}: the Hugging Face Hub cannot be reached")
         assert (
             "`hf download --repo-type dataset org/name data/urls.parquet --revision main --local-dir list`" in message
         )
-        assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -272,10 +317,3 @@ def test_a_hub_that_cannot_be_reached_is_explained() -> None:
 )
 def test_the_command_copies_files_or_patterns_of_them(repository: str, file: str, command: str) -> None:
     assert _hub_command(repository, f"{repository}/{file}".rstrip("/")) == command
-
-
-def test_a_repository_that_is_missing_is_explained() -> None:
-    with serving(HubHandler) as url:
-        message = hub_message(HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
-    assert "the hub has no repository 'datasets/org/name@main' that you may read" in message
-    assert "`hf auth login`" in message

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from priorkit.pipeline.config import PipelineSettings
 from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.pipeline.settings import parse_settings, with_overrides
 from priorkit.pipeline.urls.settings import UrlListSettings
 
 
@@ -47,3 +49,9 @@ def test_how_a_list_is_read_does_not_change_the_identity_of_a_download() -> None
     given = DownloadSettings(column_names="caption,url", guess_columns=True).identity()
     assert given == DownloadSettings().identity()
     assert not {"column_names", "guess_columns"} & set(given)
+
+
+@pytest.mark.parametrize("text", ["[caption, url]", "caption,url", "'caption,url'"])
+def test_names_of_columns_are_set_on_the_command_line(text: str) -> None:
+    values = with_overrides({}, [f"download.column_names={text}"])
+    assert parse_settings(PipelineSettings, values, "options").download.column_names == ("caption", "url")
