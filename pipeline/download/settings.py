@@ -45,6 +45,7 @@ class DownloadSettings(UrlListSettings):
             "decode_memory_bytes",
             "decode_processes",
             "decode_timeout_seconds",
+            "img2dataset",
             "min_success_rate",
             "proxy",
             "retries",
@@ -56,6 +57,7 @@ class DownloadSettings(UrlListSettings):
     later_fields: ClassVar[frozenset[str]] = UrlListSettings.later_fields | {
         "allow_paths",
         "downscale_interpolation",
+        "engine",
         "extract_exif",
         "reencode_format",
         "upscale_interpolation",
@@ -248,14 +250,9 @@ class DownloadSettings(UrlListSettings):
         return dumped
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the content of the shards, as JSON values.
-
-        For the native engine, they are the same as before there were several engines.
-        """
+        """Return the settings that affect the content of the shards, as JSON values."""
         identity = super().identity()
-        del identity["img2dataset"]
         if self.engine == "native":
-            del identity["engine"]
             return identity
         return {name: value for name, value in identity.items() if name not in LIMITS}
 

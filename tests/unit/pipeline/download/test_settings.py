@@ -129,6 +129,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "allow_paths": {"allow_paths": True},
     "bbox_column": {"bbox_column": "faces"},
     "downscale_interpolation": {"downscale_interpolation": "cubic"},
+    "engine": {"engine": "img2dataset"},
     "extract_exif": {"extract_exif": True},
     "reencode_format": {"reencode_format": "png", "encode_format": "original", "encode_quality": 9},
     "upscale_interpolation": {"upscale_interpolation": "cubic", "resize_only_if_bigger": False},

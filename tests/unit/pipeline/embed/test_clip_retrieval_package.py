@@ -50,7 +50,9 @@ def test_a_package_of_another_layout_is_an_error(tmp_path: Path, monkeypatch: py
 
 def test_makefile_and_documentation_have_the_command() -> None:
     assert INSTALL.split()[3:] == list(CLIP_RETRIEVAL)
-    assert f"-m pip install --quiet --no-compile --no-deps {' '.join(CLIP_RETRIEVAL)}\n" in (ROOT / "Makefile").read_text()
+    assert (
+        f"-m pip install --quiet --no-compile --no-deps {' '.join(CLIP_RETRIEVAL)}\n" in (ROOT / "Makefile").read_text()
+    )
     assert f"\n{INSTALL}\n" in (ROOT / "docs/pages/embedding.md").read_text(encoding="utf-8")
 
 
