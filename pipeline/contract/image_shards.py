@@ -281,7 +281,7 @@ def _column_names(store: Store, name: str) -> list[str]:
 
 
 def _proposed_column(store: Store, shard: ImageShard) -> str:
-    """Propose a column of captions in the shard's table, for messages; empty if no column looks like captions."""
+    """Return a proposal to read captions from the shard's table; empty if no column looks like captions."""
     names = _column_names(store, shard.table_name)
     likely = [name for name in names if name.lower() in ("caption", "captions", "text")]
     if not likely or "key" not in names:
