@@ -6,18 +6,20 @@ Functions receive the open_clip module in the argument `library`, because only t
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from packaging.version import Version
 
 from ..errors import InputError, SettingsError
+from ..explain import one_line
 from .convert.load import LoadedClip, load_openai, load_state, load_transformers
 from .convert.torchscript import is_torchscript, read_torchscript
 from .convert.transformers_folder import TransformersPlan, download_repository, plan_transformers
 from .errors import explain, silence_library_logs
 from .identity import has_quick_gelu
-from .names import HUB_PREFIX, TRANSFORMERS_PREFIX
+from .names import HUB_PREFIX, OPENAI_PREFIX, TRANSFORMERS_PREFIX
 from .plan import hub_config, plan_clip, trained_by_config
 from .positions import require_positions
 from .preprocess import PREPROCESS_FIELDS
@@ -116,12 +118,27 @@ def _load_open_clip(settings: ClipSettings, source: ClipSource, dtype: str, devi
         **weights, **_options(settings, trained),
     )  # fmt: skip
     if plan.weights is not None and is_torchscript(plan.weights):
-        load_state(model, read_torchscript(plan.weights), library, may_resize=True)
+        _load_archive(model, plan.weights, library)
     elif plan.weights is not None:
         library.load_checkpoint(model, str(plan.weights), strict=True)
     require_positions(model, plan, settings)
     tokenizer = library.get_tokenizer(plan.name)
     return LoadedClip(model.eval(), preprocess, tokenizer, library.get_model_config(plan.name))
+
+
+def _load_archive(model: torch.nn.Module, path: Path, library: Any) -> None:
+    """Copy the weights of a TorchScript archive into a model.
+
+    Raises:
+        InputError: the weights do not fit the model.
+    """
+    try:
+        load_state(model, read_torchscript(path), library, may_resize=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: a TorchScript archive of another architecture than the model's ({one_line(error, 200)}).\n"
+            f"Name the model that it belongs to, or give --model {OPENAI_PREFIX}{path}, which finds the architecture"
+        ) from None
 
 
 def _options(settings: ClipSettings, trained: dict[str, Any]) -> dict[str, Any]:

@@ -78,12 +78,14 @@ def print_warning(text: str) -> None:
 
 
 def _print_labelled(label: str, style: str, text: str) -> None:
-    """Print one line to standard error: a label in the given Rich style, and then the text.
+    """Print a message to standard error: a label in the given Rich style, and then the text.
 
-    Control and other invisible characters in the text are escaped.
+    Further lines of the text are indented, so that text from an input cannot pass for a message of its own. Control and
+    other invisible characters are escaped.
     """
     line = Text(label, style=style)
-    line.append(clean(text), style="default not bold")
+    indent = f"\n{' ' * len(label)}"
+    line.append(indent.join(clean(part) for part in text.split("\n")), style="default not bold")
     _error_console().print(line, soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[import-untyped]
 
 from ...errors import InputError
+from ...explain import one_line
 from ...json_text import parse_json
 from .transformers_config import Family
 from .transformers_files import PROCESSOR_FILES, VOCABULARY_FILES, WHOLE_PROCESSOR_FILE, tokenizer_files
@@ -171,26 +173,54 @@ class Tokenizer:
         vocabulary: number of tokens that the model knows.
 
     Raises:
-        InputError: the tokenizer has more tokens than the model.
+        InputError: the tokenizer cannot be loaded, cannot pad captions, or has more tokens than the model.
     """
 
     def __init__(self, folder: Path, context_length: int, vocabulary: int) -> None:
-        from transformers import AutoTokenizer
-
         self._context_length = context_length
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self._tokenizer = _load_tokenizer(folder)
         if len(self._tokenizer) > vocabulary:
             raise InputError(
                 f"{folder}: its tokenizer has {len(self._tokenizer):,} tokens, the model has {vocabulary:,}; copy the "
                 "tokenizer that belongs to the model"
             )
-        self(["a"])  # fails here, instead of at the first batch, if the tokenizer cannot pad
+        if self._tokenizer.pad_token is None:
+            raise InputError(
+                f"{folder}: its tokenizer has no token to pad captions with; state pad_token in tokenizer_config.json"
+            )
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
         encoded = self._tokenizer(
             captions, max_length=self._context_length, padding="max_length", truncation=True, return_tensors="pt"
         )
         return torch.as_tensor(encoded["input_ids"])
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a folder with transformers.
+
+    Raises:
+        InputError: a package is missing, or the files of the tokenizer are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns about parts of the config that priorkit does not use
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except ImportError as error:
+        raise InputError(
+            f"{folder}: its tokenizer needs a package that is not installed ({one_line(error, 100)}).\n"
+            'Install all that models of transformers need: pip install "priorkit[transformers]"'
+        ) from None
+    except Exception as error:  # transformers lets any exception from parsers propagate
+        raise InputError(
+            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {one_line(error, 200)}).\n"
+            "Copy the files of the tokenizer again from where the model was published"
+        ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def require_tokenizer(folder: Path, family: Family, vocabulary: int) -> None:

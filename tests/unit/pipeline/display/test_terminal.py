@@ -70,6 +70,11 @@ def test_tables_show_markup_and_long_text_unchanged(capsys: pytest.CaptureFixtur
     assert out.count("word") == 120  # folded, never cut
 
 
+def test_further_lines_of_an_error_are_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_error("what it is.\nWhat to do\x1b\nerror: not so")
+    assert capsys.readouterr().err == "error: what it is.\n       What to do\\x1b\n       error: not so\n"
+
+
 def test_lines_and_errors_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_line("\x1b[2J[b]")
     terminal.print_error("a [b]bad[/b] value \x07" + "x" * 300)

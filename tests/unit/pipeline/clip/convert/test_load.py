@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from priorkit.pipeline.clip.convert.torchscript import read_torchscript
 from priorkit.pipeline.clip.convert.transformers_files import weight_files
 from priorkit.pipeline.clip.convert.transformers_weights import read_tensors, to_open_clip
 from priorkit.pipeline.clip.encoder import ClipEncoder, clip_source, identify_clip
-from priorkit.pipeline.clip.identity import clip_difference, is_same_clip
+from priorkit.pipeline.clip.identity import clip_difference, hash_weights, is_same_clip
 from priorkit.pipeline.clip.settings import ClipSettings, PreprocessSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 
@@ -31,6 +32,7 @@ from .conftest import (
     VOCABULARY,
     change_json,
     encoder_settings,
+    randomise,
     read_json,
     write_archive,
     write_clip,
@@ -113,7 +115,7 @@ def test_other_activations_norms_and_ends_are_converted(activation: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_16_bits_and_compiled_towers_agree_with_float32(name: str, request: pytest.FixtureRequest) -> None:
+def test_towers_in_16_bits_agree_with_float32(name: str, request: pytest.FixtureRequest) -> None:
     folder, _ = request.getfixturevalue(name)
     whole, half = (ClipEncoder(encoder_settings(folder, dtype=dtype)) for dtype in ("float32", "bfloat16"))
     images = [whole.decode(data) for data in PHOTOS]
@@ -262,3 +264,20 @@ def test_an_image_size_can_be_set_for_an_archive(tmp_path: Path) -> None:
     )
     found = identify_clip(settings)["preprocess"]
     assert (found["size"], found["interpolation"]) == ([64, 64], "bilinear")
+
+
+def test_an_archive_of_another_architecture_is_refused_with_the_way_to_load_it(tmp_path: Path) -> None:
+    write_archive(tmp_path / "ViT.pt")
+    with pytest.raises(InputError, match=r"of another architecture than .*\n.*--model openai_clip:.*ViT\.pt") as raised:
+        identify_clip(ClipSettings(model="ViT-B/32", pretrained=str(tmp_path / "ViT.pt")))
+    assert str(raised.value).count("\n") == 1
+
+
+def test_an_archive_of_16_bits_is_loaded_with_its_exact_values(tmp_path: Path) -> None:
+    model = randomise(open_clip.CLIP(**OPENAI_CONFIG))
+    open_clip.convert_weights_to_fp16(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        torch.jit.save(torch.jit.script(model), str(tmp_path / "ViT.pt"))
+    found = identify_clip(ClipSettings(model=f"openai_clip:{tmp_path / 'ViT.pt'}"))
+    assert found["weights_sha256"] == hash_weights(model)

@@ -118,3 +118,14 @@ def test_a_missing_tokenizer_is_refused_unless_open_clip_has_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'not installed: pip install "priorkit\[transformers\]"'):
         require_tokenizer(tmp_path, "clip", 13)
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": None}))
+    with pytest.raises(InputError, match="no token to pad captions with"):
+        Tokenizer(tmp_path, 6, len(VOCABULARY))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"its tokenizer cannot be loaded \(\w+: .*\)\.\nCopy the files"):
+        Tokenizer(tmp_path, 6, len(VOCABULARY))
