@@ -34,9 +34,10 @@ test-marked-ray: $(INSTALLED)
 test-marked-rest: $(INSTALLED)
 	$(BIN)/python -m pytest $(STRICT) --numprocesses 2 --dist loadfile --no-loadscope-reorder $(MARKED) $(addprefix --ignore=,$(RAY_TESTS))
 
-# Test the wheel and the light install in a fresh environment of each installed Python from 3.10 to 3.13.
+# Test the wheel, the light install and the engine clip-retrieval in a fresh environment of each installed Python from
+# 3.10 to 3.13, or of PYTHONS="3.10 3.13".
 test-pythons: $(INSTALLED)
-	$(BIN)/python tests/install/smoke.py --no-page
+	$(BIN)/python tests/install/smoke.py --no-page $(if $(PYTHONS),--pythons $(PYTHONS))
 
 # Install the tools that priorkit is compared with; they need an environment of their own.
 peers: $(PEERS_INSTALLED)

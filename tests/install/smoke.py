@@ -10,6 +10,7 @@ Needs the network or an index of packages, and 8 GB of disk at a time.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -70,6 +71,10 @@ class Environment:
         )
         run([*command, "--quiet", *arguments], self.folder)
         return time.perf_counter() - start
+
+    @property
+    def packages(self) -> Path:
+        return next((self.folder / "venv" / "lib").glob("python3.*/site-packages"))
 
     def priorkit(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """What the installed command prints, in the folder of work; its seconds and memory are kept."""
@@ -153,6 +158,27 @@ def fresh(python: str, installer: str) -> Iterator[Environment]:
         shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def shared_cuda(made: Environment, shared: Path | None) -> Iterator[None]:
+    """While packages are installed, share CUDA's libraries with other environments by hard links, as uv does.
+
+    They are half of what is installed, and the same for every Python.
+    """
+    if shared is not None:
+        link_cuda(shared, made.packages)
+    yield
+    if shared is not None and not shared.exists():
+        link_cuda(made.packages, shared)
+
+
+def link_cuda(source: Path, target: Path) -> None:
+    for record in source.glob("nvidia_*.dist-info/RECORD"):
+        for name, *_ in csv.reader(record.read_text(encoding="utf-8").splitlines()):
+            if not name.endswith(".pyc"):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(source / name, target / name)
+
+
 def bytes_below(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
@@ -232,8 +258,6 @@ def engines_agree(made: Environment, sets: Sequence[str]) -> None:
     advice = re.search(r"install it: pip install (--no-deps .+)", told)
     require(advice is not None, f"embed without clip-retrieval: {told}")
     assert advice is not None
-    (need,) = json.loads(made.priorkit("doctor", "--json")[0])["engines"]
-    require(need["fix"] == f"pip install {advice.group(1)}", f"doctor: {need}")
     made.install(*advice.group(1).split())
     made.priorkit(*command)
     ours, theirs = (made.folder / "work" / "data" / name for name in ("embeddings", "by_clip_retrieval"))
@@ -264,12 +288,14 @@ def full(
     wheel: Path,
     constraints: Path | None = None,
     keep: Path | None = None,
+    shared: Path | None = None,
     times_help: bool = False,
 ) -> Any:
     """Install and run the chain; what was measured."""
     with fresh(python, installer) as made:
         pinned = ["--constraint", str(constraints)] if constraints else []
-        install = made.install(str(wheel), *pinned)
+        with shared_cuda(made, shared):
+            install = made.install(str(wheel), *pinned)
         size = bytes_below(made.folder / "venv")
         clip = ["model=priorkit:demo", "pretrained=null"]
         if constraints:
@@ -296,10 +322,11 @@ def light_requirements() -> list[str]:
     return re.findall(r'"([^"]+)"', line.group(1))
 
 
-def light(python: str, version: str, installer: str, wheel: Path, data: Path) -> Any:
+def light(python: str, version: str, installer: str, wheel: Path, data: Path, shared: Path | None = None) -> Any:
     """The light install: it samples from stored embeddings, and each other stage says what it lacks."""
     with fresh(python, installer) as made:
-        install = made.install("--no-deps", str(wheel)) + made.install(*light_requirements())
+        with shared_cuda(made, shared):
+            install = made.install("--no-deps", str(wheel)) + made.install(*light_requirements())
         size = bytes_below(made.folder / "venv")
         listed = subprocess.run(
             [made.program("python"), "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True
@@ -390,7 +417,7 @@ def main() -> None:
     made.add_argument("--lowest", action="store_true", help="only the oldest versions that the bounds allow")
     made.add_argument("--installer", choices=("pip", "uv"), default="pip", help="what installs; uv must be on the path")
     made.add_argument("--add", type=Path, help="file of earlier results, a line of JSON each, for the page")
-    made.add_argument("--no-page", action="store_true", help="print only, without the times of help")
+    made.add_argument("--no-page", action="store_true", help="print only: quicker, and times mean less")
     chosen = made.parse_args()
     found = {version: python for version in chosen.pythons if (python := find_python(version)) is not None}
     for version in chosen.pythons:
@@ -399,17 +426,18 @@ def main() -> None:
     results = [json.loads(line) for line in chosen.add.read_text().splitlines()] if chosen.add else []
     with tempfile.TemporaryDirectory(prefix="priorkit-build-") as folder:
         wheel, data = build(Path(folder)), Path(folder) / "data"
+        shared = Path(folder) / "cuda" if chosen.no_page else None  # the page has times of whole installs
         if chosen.lowest:
             version, python = next(iter(found.items()))
             (Path(folder) / "constraints.txt").write_text(lowest(wheel))
             harness.report(results, **full(python, version, chosen.installer, wheel, Path(folder) / "constraints.txt"))
             return
         for version, python in found.items():
-            keep, times_help = None if data.exists() else data, not chosen.no_page
-            found_here = full(python, version, chosen.installer, wheel, keep=keep, times_help=times_help)
-            harness.report(results, **found_here)
+            options: dict[str, Any] = {"shared": shared, "times_help": not chosen.no_page}
+            keep = None if data.exists() else data
+            harness.report(results, **full(python, version, chosen.installer, wheel, keep=keep, **options))
         version, python = next(iter(found.items()))
-        harness.report(results, **light(python, version, chosen.installer, wheel, data))
+        harness.report(results, **light(python, version, chosen.installer, wheel, data, shared))
     if not chosen.no_page:
         harness.write_page("install", "Installing, and starting", page(results), results, ["pip"])
 
