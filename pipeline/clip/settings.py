@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ..settings import Settings
+from ..settings import Location, Settings, expand_location
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Name of the torch dtype that both towers of a CLIP model compute in."""
@@ -36,10 +36,10 @@ class PreprocessSettings(Settings):
 class ClipSettings(Settings):
     """Settings of the CLIP model that computes the embeddings."""
 
-    model: str = "ViT-B-32"
+    model: Location = "ViT-B-32"
     """Name of an open_clip model; `hf-hub:ORG/NAME` for a model on the Hugging Face Hub; `priorkit:demo` for the small
     model that priorkit includes; or `local-dir:PATH` for a folder with an open_clip config and weights."""
-    pretrained: str | None = "laion2b_s34b_b79k"
+    pretrained: Location | None = "laion2b_s34b_b79k"
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because such a
     model includes its weights."""
     preprocess: PreprocessSettings | None = None
@@ -67,7 +67,7 @@ class ClipSettings(Settings):
         Raises:
             ValueError: `pretrained` is set explicitly for such a model.
         """
-        if isinstance(values, dict) and ":" in str(values.get("model", "")):
+        if isinstance(values, dict) and ":" in expand_location(str(values.get("model", ""))):
             if values.get("pretrained") is not None:
                 raise ValueError(f"pretrained must be null: {values['model']!r} brings its own weights")
             return {**values, "pretrained": None}

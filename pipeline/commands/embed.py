@@ -14,14 +14,19 @@ from .options import (
     SetOption,
     WorkersOption,
     command_settings,
+    expand_path,
     show_plan,
     show_result,
 )
 
 
 def embed(
-    images: Annotated[str, typer.Argument(help="Folder of image shards, of files, or of tables.")] = "data/images",
-    embeddings: Annotated[str, typer.Option(help="Folder to write embedding shards to.")] = "data/embeddings",
+    images: Annotated[
+        str, typer.Argument(help="Folder of image shards, of files, or of tables.", callback=expand_path)
+    ] = "data/images",
+    embeddings: Annotated[
+        str, typer.Option(help="Folder to write embedding shards to.", callback=expand_path)
+    ] = "data/embeddings",
     model: Annotated[
         Optional[str], typer.Option(show_default="ViT-B-32", help="open_clip model, hf-hub:ID or local-dir:PATH.")
     ] = None,
