@@ -268,22 +268,26 @@ def check(
 
 
 def _refuse_settings_without_effect(recipe: Recipe, first: StageName, limit: int | None) -> None:
-    """Check that the recipe and the options contain no settings that a run beginning with `first` ignores.
+    """Check that the recipe contains no settings that none of its runs uses, and that `limit` has an effect.
 
-    A recipe that names a URL list may begin with any stage, so its settings of earlier stages are accepted.
+    A recipe without `urls` that names a folder has no earlier stages.
+
+    Args:
+        first: first stage of this run.
 
     Raises:
         SettingsError: there are such settings.
     """
     if limit is not None and first in ("train", "evaluate"):
         raise SettingsError(f"--limit {limit} limits the rows to download or embed, and the run begins with {first}")
-    if recipe.urls is not None or first == "download":
+    begins = recipe.first_stage
+    if begins == "download":
         return
-    of_embed = recipe.embed.model_fields_set - {"clip"} if first in ("train", "evaluate") else set()
+    of_embed = recipe.embed.model_fields_set - {"clip"} if begins == "train" else set()
     unused = [*({"download"} & recipe.model_fields_set), *(f"embed.{name}" for name in sorted(of_embed))]
     if unused:
         raise SettingsError(
-            f"{', '.join(unused)}: no effect, since the recipe names no urls, and its run begins with {first}; leave "
+            f"{', '.join(unused)}: no effect, since the recipe names no urls, and its run begins with {begins}; leave "
             "this out, or name urls"
         )
 
