@@ -8,8 +8,9 @@ key of its rows in the first column in which one of them has a value. Without su
 group, whose split is the same as without `read.group_column`. A group therefore stays in its split when rows are added
 to it, unless the new rows join it to another group.
 
-Per row, temporary files take 16 bytes plus 24 bytes for each column and for the image. Memory use is bounded by the
-number of different values, divided by 256.
+Per row, temporary files take about 24 bytes, and as much again for each column and for the image. Of them, 24 bytes per
+row are accessed at random and may stay in memory while there is room. Other memory use is bounded by the number of
+different values, divided by 256.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -206,6 +208,13 @@ def _writable(count: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _chunks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield consecutive parts of an array, each with the index of its first row."""
+    """Yield consecutive parts of an array, each with the index of its first row.
+
+    After each part, the pages of a memory-mapped array are released, so that they do not count as memory of the
+    process. Their content stays in the file.
+    """
+    mapping: mmap.mmap | None = getattr(array, "_mmap", None)
     for first in range(0, len(array), _CHUNK_ROWS):
         yield first, np.asarray(array[first : first + _CHUNK_ROWS])
+        if mapping is not None:
+            mapping.madvise(mmap.MADV_DONTNEED)

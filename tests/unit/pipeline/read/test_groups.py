@@ -112,6 +112,8 @@ def test_without_the_setting_splits_and_fingerprints_are_as_before(write_embeddi
         halves("a").identity() == ReadSettings(validation_fraction=0.3, test_fraction=0.2, group_column="a").identity()
     )
     assert halves("a").splits()["group_column"] == ["a"]
+    recorded = ReadSettings(**json.loads(json.dumps(halves("a", "b").identity())))  # as a prior records them
+    assert recorded.splits() == halves("a", "b").splits()
     folder = write_embeddings(SHARDS)
     plain = EmbeddingDataset(str(folder), halves())
     assert plain.split_plan.tolist() == EmbeddingDataset(str(folder), ReadSettings(
