@@ -19,7 +19,8 @@ from .settings import Location, Settings
 
 
 class FolderSettings(Settings):
-    """Output folder of each stage, as a local path or an fsspec URL. Environment variables (`$NAME`) are expanded."""
+    """Output folder of each stage, as a local path or an fsspec URL. A leading `~` and environment
+    variables (`$NAME`) are expanded."""
 
     images: Location = "data/images"
     """Folder to which `download` writes webdataset shards."""
@@ -44,8 +45,10 @@ class PipelineSettings(Settings):
     The fields have the names that recipes use.
     """
 
-    urls: Location = "urls.parquet"
-    """URL list, as a local path or an fsspec URL. Environment variables (`$NAME`) are expanded."""
+    urls: Location | None = None
+    """URL list, as a local path or an fsspec URL. A leading `~` and environment variables (`$NAME`) are expanded. If
+    null, a run begins with the first of `folders.images` and `folders.embeddings` that the recipe names; if it names
+    neither, the list is `urls.parquet`."""
     folders: FolderSettings = FolderSettings()
     """Output folders of the stages."""
     compute: ComputeSettings = ComputeSettings()

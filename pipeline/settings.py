@@ -59,10 +59,13 @@ class Settings(BaseModel):
 
 
 _VARIABLE = re.compile(r"\$(?:\$|\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
+_HOME = re.compile(r"^((?:local-dir:)?)~(?=/|$)")
 
 
-def _expand_variables(location: str) -> str:
-    """Replace `$NAME` and `${NAME}` in a path or URL with environment variables, and `$$` with a dollar sign.
+def expand_location(location: str) -> str:
+    """Replace a leading `~` with the home directory, `$NAME` and `${NAME}` with environment variables, `$$` with `$`.
+
+    The `~` may also follow the prefix `local-dir:` of a CLIP model.
 
     Raises:
         ValueError: an environment variable is not set.
@@ -76,11 +79,17 @@ def _expand_variables(location: str) -> str:
             raise ValueError(f"the environment has no variable {match[0]}; set it, or write $$ for a dollar sign")
         return os.environ[name]
 
-    return _VARIABLE.sub(value, location)
+    home = os.path.expanduser("~").replace("$", "$$")
+    return _VARIABLE.sub(value, _HOME.sub(lambda match: match[1] + home, location))
 
 
-Location = Annotated[str, AfterValidator(_expand_variables)]
-"""Path or URL in which `$NAME` and `${NAME}` are replaced with environment variables."""
+def literal_location(location: str) -> str:
+    """Escape a path or URL without a leading `~`, so that `expand_location` returns the original."""
+    return location.replace("$", "$$")
+
+
+Location = Annotated[str, AfterValidator(expand_location)]
+"""Path or URL in which a leading `~`, `$NAME` and `${NAME}` are replaced; see `expand_location`."""
 
 
 def parse_settings(

@@ -9,16 +9,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..pipeline.compute.stage import ProgressCallback, ProgressFactory, StagePlan, StageResult, no_progress
 from ..pipeline.errors import InputError, PriorkitError, SettingsError
+from ..pipeline.read.settings import ReadSettings
 from .demo_list import demo_images
-from .recipe import Recipe
-
-StageName = Literal["download", "embed", "train", "evaluate"]
-STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
-"""Stage names, in the order in which the stages run."""
+from .recipe import STAGES, Recipe, StageName, declared_clip, require_same_clip
 
 StopRequests = Callable[[], contextlib.AbstractContextManager[Callable[[], bool]]]
 """Function that returns a context manager for detecting requests to stop, such as Ctrl-C.
@@ -67,6 +63,7 @@ def never_stop() -> Iterator[Callable[[], bool]]:
 def run(
     recipe: Recipe,
     *,
+    start: StageName | None = None,
     until: StageName = "evaluate",
     limit: int | None = None,
     overwrite: bool = False,
@@ -77,9 +74,11 @@ def run(
 
     Args:
         recipe: settings of all stages.
+        start: first stage to run; None for `recipe.first_stage`. The folder that it reads must exist.
         until: last stage to run.
-        limit: maximum number of rows of the URL list to download; None for all rows.
-        overwrite: True to discard the content of the stages' folders and start again.
+        limit: maximum number of rows of the URL list to download or, if the run begins with `embed`, of samples to
+            embed; None for all.
+        overwrite: True to discard the content of the folders of these stages and start again.
         progress: function that takes the name of a stage and its unit of progress, such as `rows`. It returns a context
             manager that yields the stage's progress callback.
         stop_requests: function that returns a context manager for the training stage. The context manager yields a
@@ -92,38 +91,61 @@ def run(
         PriorkitError: a check or a stage failed. Before the first stage starts, `check` checks everything that can be
             checked in advance.
     """
-    with demo_images(recipe, progress, limit=limit, overwrite=overwrite):
-        check(recipe, until=until, limit=limit, overwrite=overwrite)
+    first = start or recipe.first_stage
+    with contextlib.ExitStack() as stack:
+        if first == "download":
+            stack.enter_context(demo_images(recipe, progress, limit=limit, overwrite=overwrite))
+        check(recipe, start=first, until=until, limit=limit, overwrite=overwrite)
         results = []
-        for stage in stages_until(until):
+        for stage in stages_between(first, until):
             with progress(stage, _PROGRESS_UNITS[stage]) as report:
                 result = run_stage(
-                    stage, recipe, limit=limit, overwrite=overwrite, progress=report, stop_requests=stop_requests
+                    stage,
+                    recipe,
+                    limit=limit if stage == first else None,
+                    overwrite=overwrite,
+                    progress=report,
+                    stop_requests=stop_requests,
                 )
             results.append(result)
     return results
 
 
 def plan(
-    recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False
+    recipe: Recipe,
+    *,
+    start: StageName | None = None,
+    until: StageName = "evaluate",
+    limit: int | None = None,
+    overwrite: bool = False,
 ) -> list[PlannedStage]:
-    """Plan every stage up to and including `until`, without running any.
+    """Plan every stage from `start` up to and including `until`, without running any. See `run` for the arguments.
 
     Returns:
         One entry per stage. If a stage cannot be planned, its entry contains the reason instead of a plan.
     """
     planned = []
-    for stage in stages_until(until):
+    first = start or recipe.first_stage
+    for stage in stages_between(first, until):
+        rows = limit if stage == first else None
         try:
-            planned.append(PlannedStage(stage, plan_stage(stage, recipe, limit=limit, overwrite=overwrite)))
+            planned.append(PlannedStage(stage, plan_stage(stage, recipe, limit=rows, overwrite=overwrite)))
         except PriorkitError as error:
             planned.append(PlannedStage(stage, None, str(error)))
     return planned
 
 
-def stages_until(last: StageName) -> tuple[StageName, ...]:
-    """Return the names of the stages up to and including `last`."""
-    return STAGES[: STAGES.index(last) + 1]
+def stages_between(first: StageName, last: StageName) -> tuple[StageName, ...]:
+    """Return the names of the stages from `first` to `last`, both included.
+
+    Raises:
+        SettingsError: `last` comes before `first`.
+    """
+    if STAGES.index(last) < STAGES.index(first):
+        raise SettingsError(
+            f"the run begins with {first}, which comes after {last}; give --until {first} or a later stage"
+        )
+    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
 
 
 def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite: bool) -> StagePlan:
@@ -132,7 +154,7 @@ def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite
     Args:
         stage: name of the stage.
         recipe: settings of all stages.
-        limit: maximum number of rows of the URL list to download; None for all rows. Other stages ignore it.
+        limit: maximum number of rows to download or samples to embed; None for all. Other stages ignore it.
         overwrite: True to plan the stage as if it discarded its existing output and started again.
 
     Raises:
@@ -147,13 +169,16 @@ def plan_stage(stage: StageName, recipe: Recipe, *, limit: int | None, overwrite
     if stage == "download":
         return plan_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     if stage == "embed":
-        return plan_embed(folders.images, folders.embeddings, recipe.embed, compute=recipe.compute, overwrite=overwrite)
+        return plan_embed(
+            folders.images, folders.embeddings, recipe.embed, compute=recipe.compute, limit=limit, overwrite=overwrite
+        )
     if stage == "train":
         return plan_train(
-            folders.embeddings, folders.prior, recipe.train, recipe.read, recipe.compute, overwrite=overwrite
-        )
+            folders.embeddings, folders.prior, recipe.train, recipe.read, recipe.compute,
+            clip=declared_clip(recipe), overwrite=overwrite,
+        )  # fmt: skip
     return plan_evaluate(
-        folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, recipe.read, recipe.compute,
+        folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, _evaluated_read(recipe), recipe.compute,
         overwrite=overwrite,
     )  # fmt: skip
 
@@ -169,7 +194,7 @@ def run_stage(
 ) -> StageResult:
     """Run one stage of a recipe. The arguments are as for `run`, except for `progress`.
 
-    `limit` applies only to the download stage, and `stop_requests` only to the training stage.
+    `limit` applies only to the stages download and embed, and `stop_requests` only to the training stage.
 
     Args:
         progress: progress callback of the stage.
@@ -191,37 +216,90 @@ def run_stage(
     if stage == "embed":
         return embed(
             folders.images, folders.embeddings, recipe.embed,
-            compute=recipe.compute, overwrite=overwrite, progress=progress,
+            compute=recipe.compute, limit=limit, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if stage == "train":
         with stop_requests() as should_stop:
             return train(
                 folders.embeddings, folders.prior, recipe.train, recipe.read, recipe.compute,
-                overwrite=overwrite, progress=progress, should_stop=should_stop,
+                clip=declared_clip(recipe), overwrite=overwrite, progress=progress, should_stop=should_stop,
             )  # fmt: skip
     return evaluate(
-        folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, recipe.read,
+        folders.prior, folders.embeddings, folders.evaluation, recipe.evaluate, _evaluated_read(recipe),
         compute=recipe.compute, overwrite=overwrite, progress=progress,
     )  # fmt: skip
 
 
-def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = None, overwrite: bool = False) -> None:
-    """Check a recipe's URL list, settings and output folders. `run` calls this function before any stage starts.
+def _evaluated_read(recipe: Recipe) -> ReadSettings | None:
+    """Return the recipe's `read` settings; None, for those that the prior was trained with, if it has none."""
+    return recipe.read if "read" in recipe.model_fields_set else None
 
-    The evaluation settings and the evaluation folder are checked only if `until`, the last stage to run, is `evaluate`.
-    The CLIP settings are checked unless `until` is `download`. The other arguments are as for `run`.
+
+def check(
+    recipe: Recipe,
+    *,
+    start: StageName | None = None,
+    until: StageName = "evaluate",
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Check a recipe's settings, input and output folders. `run` calls this function before any stage starts.
+
+    The stages before `start` are not checked. The evaluation settings and the evaluation folder are checked only if
+    `until`, the last stage to run, is `evaluate`. The CLIP settings are checked unless `until` is `download`. The
+    arguments are as for `run`.
 
     Raises:
         PriorkitError: a check failed. Only the first problem is reported.
     """
+    first = start or recipe.first_stage
+    stages_between(first, until)
+    _refuse_settings_without_effect(recipe, first, limit)
+    if until == "evaluate":
+        _check_evaluation(recipe, first, overwrite=overwrite)
+    if first in ("download", "embed"):
+        _check_data(recipe, first, until, limit=limit, overwrite=overwrite)
+    elif first == "train":
+        require_same_clip(recipe, recipe.folders.embeddings)
+    if first != "evaluate":
+        from ..prior.train.stage import check_prior_folder
+
+        check_prior_folder(recipe.folders.prior, recipe.train, recipe.read, recipe.compute, overwrite=overwrite)
+
+
+def _refuse_settings_without_effect(recipe: Recipe, first: StageName, limit: int | None) -> None:
+    """Check that the recipe contains no settings that none of its runs uses, and that `limit` has an effect.
+
+    A recipe without `urls` that names a folder has no earlier stages.
+
+    Args:
+        first: first stage of this run.
+
+    Raises:
+        SettingsError: there are such settings.
+    """
+    if limit is not None and first in ("train", "evaluate"):
+        raise SettingsError(f"--limit {limit} limits the rows to download or embed, and the run begins with {first}")
+    begins = recipe.first_stage
+    if begins == "download":
+        return
+    of_embed = recipe.embed.model_fields_set - {"clip"} if begins == "train" else set()
+    unused = [*({"download"} & recipe.model_fields_set), *(f"embed.{name}" for name in sorted(of_embed))]
+    if unused:
+        raise SettingsError(
+            f"{', '.join(unused)}: no effect, since the recipe names no urls, and its run begins with {begins}; leave "
+            "this out, or name urls"
+        )
+
+
+def _check_data(recipe: Recipe, first: StageName, until: StageName, *, limit: int | None, overwrite: bool) -> None:
+    """Check the settings, the URL list and the folders of download and embed. The arguments are as for `check`."""
     from ..pipeline.clip.encoder import check_clip
     from ..pipeline.compute.device import resolve
     from ..pipeline.contract.commit import check_stage
     from ..pipeline.contract.storage import Store
     from ..pipeline.download.stage import check_download
     from ..pipeline.embed.stage import embed_manifest
-    from ..prior.evaluate.folder import evaluate_manifest
-    from ..prior.train.stage import check_prior_folder
 
     train = recipe.train
     if train.network.max_text_len and train.text_condition != "online" and not recipe.embed.token_states:
@@ -229,23 +307,22 @@ def check(recipe: Recipe, *, until: StageName = "evaluate", limit: int | None = 
             f"train.network.max_text_len={train.network.max_text_len} needs embed.token_states=true, so that there are "
             "token states to train on; or train.text_condition=online"
         )
-    if until == "evaluate":
-        _check_evaluation(recipe)
-        check_stage(Store(recipe.folders.evaluation), evaluate_manifest(), overwrite=overwrite)
     if until != "download":
         check_clip(recipe.embed.clip)
     folders = recipe.folders
-    if recipe.demo_port is not None and not Path(recipe.url_list).exists():
+    if first == "download" and recipe.demo_port is not None and not Path(recipe.url_list).exists():
         raise InputError(f"{recipe.urls}: its images and list are made by the first run, so there is no plan yet")
-    check_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
+    if first == "download":
+        check_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     embeddings = Store(folders.embeddings)
     resolved = resolve(recipe.embed, "embed", recipe.compute)
     check_stage(embeddings, embed_manifest(resolved, None if overwrite else embeddings), overwrite=overwrite)
-    check_prior_folder(folders.prior, train, recipe.read, recipe.compute, overwrite=overwrite)
 
 
-def _check_evaluation(recipe: Recipe) -> None:
-    """Check the evaluation settings against the training settings and the split fractions.
+def _check_evaluation(recipe: Recipe, first: StageName, *, overwrite: bool) -> None:
+    """Check the evaluation folder, and the evaluation settings against the training settings and the split fractions.
+
+    If the run begins with `evaluate`, only the folder is checked, since the recipe does not describe the prior then.
 
     Sampling must not use more steps than training has timesteps, and the prior must support the sampling settings.
     The `read` settings must assign a nonzero fraction of the rows to each evaluated split.
@@ -253,9 +330,15 @@ def _check_evaluation(recipe: Recipe) -> None:
     Raises:
         SettingsError: one of these conditions is not met.
     """
+    from ..pipeline.contract.commit import check_stage
+    from ..pipeline.contract.storage import Store
+    from ..prior.evaluate.folder import evaluate_manifest
     from ..prior.evaluate.scoring import variants
     from ..prior.model.config import check_sampling
 
+    check_stage(Store(recipe.folders.evaluation), evaluate_manifest(), overwrite=overwrite)
+    if first == "evaluate":
+        return
     train = recipe.train
     for variant in variants(recipe.evaluate):
         steps, timesteps = variant.sample.steps, train.diffusion.timesteps

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..pipeline.clip.settings import ClipSettings
 from ..pipeline.config import PipelineSettings
@@ -22,6 +22,11 @@ from ..prior.train.settings import TrainSettings
 
 DEMO_URLS = "priorkit:demo"
 """Value of `urls` that selects the demo's images. `priorkit:demo:PORT` also sets the port of the local server."""
+_DEFAULT_URLS = "urls.parquet"
+"""URL list of a recipe that names neither a list nor a folder to begin with."""
+StageName = Literal["download", "embed", "train", "evaluate"]
+STAGES: tuple[StageName, ...] = ("download", "embed", "train", "evaluate")
+"""Stage names, in the order in which the stages run."""
 DEMO_PORT = 47811
 """Default port of the demo's server, fixed so that the URLs are the same in every run."""
 
@@ -35,9 +40,32 @@ class Recipe(PipelineSettings):
     """Settings for evaluating a prior."""
 
     @property
+    def first_stage(self) -> StageName:
+        """First stage of a run of this recipe: the one that reads the list or the folder that the recipe names."""
+        if self.urls is not None:
+            return "download"
+        named = self.folders.model_fields_set
+        return "embed" if "images" in named else "train" if "embeddings" in named else "download"
+
+    def described(self) -> dict[str, Any]:
+        """Return all settings as JSON values, except those of stages before the first stage of a run.
+
+        A recipe file with these settings describes the same run.
+        """
+        values = self.model_dump(mode="json")
+        if self.first_stage == "download":
+            return {**values, "urls": self.urls or _DEFAULT_URLS}
+        del values["urls"], values["download"]
+        if self.first_stage == "train":
+            del values["folders"]["images"]
+            clip = values.pop("embed")["clip"]
+            return values if declared_clip(self) is None else {**values, "embed": {"clip": clip}}
+        return values
+
+    @property
     def demo_port(self) -> int | None:
         """Port of the local server for the demo's images; None if the recipe does not use the demo's URL list."""
-        if not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
+        if self.urls is None or not re.fullmatch(rf"{DEMO_URLS}(:\d+)?", self.urls):
             return None
         return int(self.urls.removeprefix(DEMO_URLS).lstrip(":") or DEMO_PORT)
 
@@ -45,11 +73,13 @@ class Recipe(PipelineSettings):
     def url_list(self) -> str:
         """Location of the URL list: the value of `urls`, or, for the demo, `urls.parquet` next to the image folder.
 
+        If `urls` is unset, it is `urls.parquet` in the working directory.
+
         Raises:
             SettingsError: the recipe uses the demo's URL list, but `folders.images` is not a local folder.
         """
         if self.demo_port is None:
-            return self.urls
+            return self.urls or _DEFAULT_URLS
         store = Store(self.folders.images)
         if not store.is_local:
             raise SettingsError(f"urls={self.urls} makes images beside folders.images, so {store.url} must be local")

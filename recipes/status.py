@@ -8,8 +8,8 @@ from typing import Any
 from ..pipeline.contract.manifest import damaged_shards, read_manifest
 from ..pipeline.contract.storage import Store
 from ..pipeline.errors import PriorkitError
-from .chain import STAGES, PlannedStage, StageName, plan
-from .recipe import Recipe
+from .chain import PlannedStage, plan
+from .recipe import STAGES, Recipe, StageName
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class StageState:
 def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
     """Return the status of every stage, in the order in which the stages run.
 
+    If the folders are compared with the recipe, the stages before the recipe's first stage are left out.
+
     Args:
         recipe: recipe that names the stages' folders.
         plan_too: True to also compare the folders with the recipe's URL list and settings; False to report only the
@@ -44,7 +46,9 @@ def stage_states(recipe: Recipe, *, plan_too: bool) -> list[StageState]:
     planned = {stage.name: stage for stage in plan(recipe)} if plan_too else {}
     folders = recipe.folders
     places = (folders.images, folders.embeddings, folders.prior, folders.evaluation)
-    return [_stage_state(stage, folder, planned.get(stage)) for stage, folder in zip(STAGES, places, strict=True)]
+    first = STAGES.index(recipe.first_stage) if plan_too else 0
+    stages = list(zip(STAGES, places, strict=True))[first:]
+    return [_stage_state(stage, folder, planned.get(stage)) for stage, folder in stages]
 
 
 def _stage_state(stage: StageName, folder: str, planned: PlannedStage | None) -> StageState:

@@ -20,6 +20,7 @@ from ..contract.manifest import fingerprint
 from ..errors import InputError
 from .convert.load import LoadedClip
 from .convert.transformers_config import read_config
+from .cost import ClipCost, count_cost
 from .identity import describe_function
 from .loading import check_source, load_clip
 from .packed_block import pack_blocks
@@ -110,6 +111,17 @@ def embedding_size(settings: ClipSettings) -> int | None:
     name = settings.model if source.folder is None else f"{LOCAL_PREFIX}{source.folder}"
     config = open_clip.get_model_config(name)
     return None if config is None else config.get("embed_dim")
+
+
+def clip_cost(settings: ClipSettings) -> ClipCost | None:
+    """Return the amount of computation that a CLIP model needs, without loading its weights.
+
+    Return None if it cannot be determined, for example because the model's config is on the Hugging Face Hub and there
+    is no network.
+    """
+    import open_clip
+
+    return count_cost(settings, _source(settings), open_clip)
 
 
 def identify_clip(settings: ClipSettings) -> dict[str, Any]:

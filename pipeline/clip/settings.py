@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ..settings import Settings
+from ..settings import Location, Settings, expand_location, literal_location
 from .names import common_name
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -37,7 +37,7 @@ class PreprocessSettings(Settings):
 class ClipSettings(Settings):
     """Settings of the CLIP model that computes the embeddings."""
 
-    model: str = "ViT-B-32"
+    model: Location = "ViT-B-32"
     """Name of an open_clip model, or `local-dir:PATH` for a folder that open_clip or transformers wrote.
 
     - `open_clip:MODEL/TAG`: open_clip model and its weights, as clip-retrieval writes them.
@@ -46,7 +46,7 @@ class ClipSettings(Settings):
     - `hf-hub:ORG/NAME`: model of open_clip on the Hugging Face Hub.
     - `priorkit:demo`: small model that priorkit includes.
     """
-    pretrained: str | None = "laion2b_s34b_b79k"
+    pretrained: Location | None = "laion2b_s34b_b79k"
     """open_clip weights tag or path of a weight file; null if `model` has a prefix such as `hf-hub:`, because such a
     model includes its weights."""
     preprocess: PreprocessSettings | None = None
@@ -78,12 +78,13 @@ class ClipSettings(Settings):
         """
         if not isinstance(values, dict) or not isinstance(values.get("model"), str):
             return values
-        model, pretrained = common_name(values["model"], values.get("pretrained"))
+        given = expand_location(values["model"])
+        model, pretrained = common_name(given, values.get("pretrained"))
         if ":" in model:
             if pretrained is not None:
                 raise ValueError(f"pretrained must be null: {model!r} brings its own weights")
-            return {**values, "model": model, "pretrained": None}
-        return values if model == values["model"] else {**values, "model": model, "pretrained": pretrained}
+            return {**values, "model": literal_location(model), "pretrained": None}
+        return values if model == given else {**values, "model": model, "pretrained": pretrained}
 
     @model_validator(mode="after")
     def _require_weights(self) -> Self:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..settings import literal_location
 from .convert.transformers_files import CONFIG_FILE, transformers_files
 from .files import CONFIG_NAME, find_weights, hash_files
 from .names import BUNDLED_PREFIX, HUB_PREFIX, LOCAL_PREFIX, OPENAI_PREFIX, TRANSFORMERS_PREFIX
@@ -152,7 +153,8 @@ def _open_clip_folder(settings: ClipSettings, folder: Path) -> Path:
 def clip_location(settings: ClipSettings) -> dict[str, Any]:
     """Return the settings needed to load the same CLIP model again from any working directory, as a dictionary.
 
-    They are the settings that affect the embeddings, with local paths made absolute.
+    They are the settings that affect the embeddings, with local paths made absolute. Dollar signs are escaped, because
+    `ClipSettings` expands environment variables.
     """
     model, pretrained = settings.model, settings.pretrained
     for prefix in (LOCAL_PREFIX, OPENAI_PREFIX, TRANSFORMERS_PREFIX):
@@ -164,4 +166,5 @@ def clip_location(settings: ClipSettings) -> dict[str, Any]:
     if pretrained is not None and Path(pretrained).is_file():
         # do not resolve links: in the hub's cache, their targets have no suffix, and no config beside them
         pretrained = os.path.abspath(pretrained)
-    return {**settings.identity(), "model": model, "pretrained": pretrained}
+    escaped = None if pretrained is None else literal_location(pretrained)
+    return {**settings.identity(), "model": literal_location(model), "pretrained": escaped}

@@ -14,6 +14,7 @@ from .options import (
     SetOption,
     WorkersOption,
     command_settings,
+    expand_path,
     show_plan,
     show_result,
 )
@@ -21,9 +22,15 @@ from .options import (
 
 def download(
     urls: Annotated[
-        str, typer.Argument(help="List of URLs: parquet, csv, tsv, json, jsonl or txt; or a folder or pattern of them.")
+        str,
+        typer.Argument(
+            help="List of URLs: parquet, csv, tsv, json, jsonl or txt; or a folder or pattern of them.",
+            callback=expand_path,
+        ),
     ],
-    images: Annotated[str, typer.Option(help="Folder to write webdataset shards to.")] = "data/images",
+    images: Annotated[
+        str, typer.Option(help="Folder to write webdataset shards to.", callback=expand_path)
+    ] = "data/images",
     url_column: Annotated[Optional[str], typer.Option(show_default="url", help="Column of the URL.")] = None,
     caption_column: Annotated[
         Optional[str], typer.Option(show_default="caption", help="Column of the caption; null for none.")

@@ -14,6 +14,7 @@ from .options import (
     SetOption,
     WorkersOption,
     command_settings,
+    expand_path,
     show_plan,
     show_result,
 )
@@ -21,9 +22,15 @@ from .options import (
 
 def embed(
     images: Annotated[
-        str, typer.Argument(help="Folder of tars, of files, or of tables; one tar or table; or a pattern of several.")
+        str,
+        typer.Argument(
+            help="Folder of tars, of files, or of tables; one tar or table; or a pattern of several.",
+            callback=expand_path,
+        ),
     ] = "data/images",
-    embeddings: Annotated[str, typer.Option(help="Folder to write embedding shards to.")] = "data/embeddings",
+    embeddings: Annotated[
+        str, typer.Option(help="Folder to write embedding shards to.", callback=expand_path)
+    ] = "data/embeddings",
     model: Annotated[
         Optional[str], typer.Option(show_default="ViT-B-32", help="ViT-L-14, ViT-L/14, hf_clip:ID or local-dir:PATH.")
     ] = None,

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from .options import JsonOption
+from .options import JsonOption, expand_path
 
 if TYPE_CHECKING:
     from ..inspect.findings import Inspection
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="Folder of any stage, ours, img2dataset's or clip-retrieval's.")],
-    html: Annotated[Optional[str], typer.Option(metavar="FILE", help="Write a page with plots to this file.")] = None,
+    path: Annotated[
+        str, typer.Argument(help="Folder of any stage, ours, img2dataset's or clip-retrieval's.", callback=expand_path)
+    ],
+    html: Annotated[
+        Optional[str], typer.Option(metavar="FILE", help="Write a page with plots to this file.", callback=expand_path)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the content of a folder and check it for damage. Exit with code 1 if the folder is damaged.

@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from ..compute.stage import StagePlan, StageResult
     from ..config import PipelineSettings
 
+
+def expand_path(value: Any) -> Any:
+    """Expand a leading `~` and environment variables in the value of an option, as in a recipe.
+
+    A shell does not expand them in `--prior=~/prior`, and a scheduler or container that starts the command does not
+    expand them at all. Typer calls this function as the callback of every option that contains a path, or several.
+
+    Raises:
+        typer.BadParameter: an environment variable is not set.
+    """
+    if isinstance(value, list | tuple):
+        return [expand_path(each) for each in value]
+    if value is None:
+        return None
+    from ..settings import expand_location
+
+    try:
+        return type(value)(expand_location(str(value)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 LimitOption = Annotated[Optional[int], typer.Option("--limit", min=1, help="Work on the first N rows only.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, disk space and time; do nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Optional, TypeVar
+from typing import Any, Literal, Optional, TypeVar
 
 from ..contract.commit import StageFolder
 from ..contract.manifest import ShardRecord
@@ -19,6 +19,10 @@ from .parallel import Worker, map_shards
 from .settings import ComputeSettings
 
 Task = TypeVar("Task")
+
+TimeBasis = Literal["estimate", "measured"]
+"""Basis of the time in a plan: the amount of computation and the speed of the device (`estimate`), or the rate of the
+work that is already done (`measured`)."""
 
 ProgressCallback = Callable[[int, Optional[int], str], None]
 """Callback that receives the number of finished units of work, the total number of units, and a text to display. The
@@ -53,6 +57,8 @@ class StagePlan:
     """Estimated time for the pending work, in seconds."""
     notes: list[str] = field(default_factory=list)
     """Remarks about the settings, one sentence each, printed after the plan."""
+    time_basis: TimeBasis = "estimate"
+    """Basis of `seconds`."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -147,6 +147,8 @@ def print_notes(notes: Sequence[str]) -> None:
 def print_plans(plans: Sequence[StagePlan]) -> None:
     """Print a table with one row per stage: its pending work, and an estimate of the disk space and time it needs.
 
+    The time column says whether the time is estimated or computed from the measured rate of the work that is done.
+
     Args:
         plans: plan of each stage.
     """
@@ -159,7 +161,7 @@ def print_plans(plans: Sequence[StagePlan]) -> None:
             f"{plan.pending_rows:,}",
             in_bytes(plan.bytes_needed),
             "" if plan.bytes_free is None else in_bytes(plan.bytes_free),
-            _duration(plan.seconds),
+            _duration(plan.seconds) + (f" ({plan.time_basis})" if plan.pending_units else ""),
         )
         for plan in plans
     ]

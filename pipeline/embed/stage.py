@@ -16,6 +16,7 @@ from ..compute.stage import (
     ProgressCallback,
     StagePlan,
     StageResult,
+    TimeBasis,
     free_bytes,
     no_progress,
     require_space,
@@ -32,22 +33,13 @@ from ..errors import FolderError, InputError
 from .clip_retrieval import check_settings
 from .clip_retrieval_package import require_package
 from .engines import EmbedTask
+from .estimate import Measured, estimate_bytes, estimate_seconds, measure
 from .input_marks import RecordedInputs
 from .inputs import InputShard, list_input_shards, open_input
 from .settings import EmbedSettings
 from .worker import EmbedWorker, failures_name
 
 STAGE = "embed"
-
-_ASSUMED_SECONDS = {"cpu": {"image": 0.05, "text": 0.005}, "cuda": {"image": 0.001, "text": 0.0001}}
-"""Seconds per image and per caption on each device, assumed for the time estimate of `--dry-run`.
-
-The numbers are typical of ViT-B/32 in float32 on 2 CPU cores or one GPU.
-"""
-_ASSUMED_DIM = 768
-"""Embedding size assumed for the disk space estimate. It is the size of ViT-L/14, which few CLIP models exceed."""
-_ASSUMED_TOKENS = 16
-"""Number of token states per caption assumed for the disk space estimate, typical of a caption of a dozen words."""
 
 
 def embed(
@@ -92,7 +84,8 @@ def embed(
     earlier = None if overwrite else existing
     tasks, recorded = plan_tasks(images, settings, limit, earlier, store, lambda note: progress(0, None, note))
     if store.is_local:
-        require_space(_plan(store, settings, earlier or manifest, tasks))
+        known = earlier or manifest
+        require_space(_plan(store, settings, known, tasks, measure(store, known)))
     manifest.input = {"shards": len(tasks)}
     inputs = {task.name: task.input for task in tasks}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
@@ -216,21 +209,30 @@ def plan_embed(
 
     Nothing is embedded or written. See `embed` for the arguments.
     """
+    compute = compute or ComputeSettings()
     settings = resolve(settings, "embed", compute)
     store = Store(embeddings)
     manifest = embed_manifest(settings, None if overwrite else store)
     existing = check_stage(store, manifest, overwrite=overwrite)
     earlier = None if overwrite else existing
     tasks, _ = plan_tasks(images, settings, limit, earlier, store)
-    return _plan(store, settings, earlier or manifest, tasks)
+    measured = measure(store, earlier or manifest)
+    plan = _plan(store, settings, earlier or manifest, tasks, measured)
+    if not plan.pending_units:
+        return plan
+    seconds = estimate_seconds(settings) if measured is None else measured.seconds_per_sample
+    basis: TimeBasis = "estimate" if measured is None else "measured"
+    return replace(plan, seconds=plan.pending_rows * seconds / compute.workers, time_basis=basis)
 
 
-def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list[EmbedTask]) -> StagePlan:
+def _plan(
+    store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list[EmbedTask], measured: Measured | None
+) -> StagePlan:
+    """Return the plan for the tasks that are not complete, without an estimate of the time."""
     names = pending_shards(store, manifest, {task.name: task.input for task in tasks})
     pending = [task for task in tasks if task.name in names]
     rows = sum(task.shard.samples if task.limit is None else task.limit for task in pending)
-    kinds = [kind for kind in ("image", "text") if getattr(settings, kind)]
-    embeds = len(kinds) + (_ASSUMED_TOKENS if settings.token_states else 0)
+    row_bytes = estimate_bytes(settings) if measured is None else measured.bytes_per_sample
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -238,9 +240,9 @@ def _plan(store: Store, settings: EmbedSettings, manifest: Manifest, tasks: list
         pending_units=len(pending),
         unit="shards",
         pending_rows=rows,
-        bytes_needed=rows * embeds * _ASSUMED_DIM * 2,
+        bytes_needed=int(rows * row_bytes),
         bytes_free=free_bytes(store),
-        seconds=rows * sum(_ASSUMED_SECONDS[settings.device][kind] for kind in kinds),
+        seconds=0.0,
     )
 
 

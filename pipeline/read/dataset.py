@@ -23,6 +23,7 @@ from ..contract.vectors.rules import ROUNDED, WORDS, common_dtype, judge_norms, 
 from ..errors import InputError
 from .cached_array import FOLDER, cached_array
 from .folder import open_folder
+from .groups import plan_group_splits
 from .metadata import join_tables
 from .settings import ReadSettings
 from .shards import EmbeddingShard
@@ -201,7 +202,8 @@ class EmbeddingDataset:
     @functools.cached_property
     def split_plan(self) -> np.ndarray:
         """Split of each row, as an index into `SPLITS`: `[count]` uint8. Cached in the folder."""
-        make = functools.partial(plan_splits, self.shards, self.settings)
+        plan = plan_group_splits if self.settings.group_columns else plan_splits
+        make = functools.partial(plan, self.shards, self.settings)
         name = f"selection_{self._mark(split=True)}"  # part of the disk format
         return cached_array(self.store, name, self.count, np.dtype(np.uint8), (), make)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from ..settings import Settings
@@ -29,6 +29,10 @@ class ReadSettings(Settings):
     """Captions to read per image in each epoch: `all` of them, or `one`, which is chosen at random in every epoch."""
     read_threads: int = Field(default=4, ge=1)
     """Number of threads that prefetch blocks. More threads hide the latency of remote storage."""
+    group_column: str | tuple[str, ...] | None = None
+    """Metadata column, or several, whose equal values keep rows in one split, in addition to the image. Use it for
+    variants of one thing, such as the frames of a video or the captions, crops and products of a family. With several
+    columns, rows that agree in any of them are together. Null and empty values keep no rows together."""
 
     @model_validator(mode="after")
     def _some_rows_train(self) -> Self:
@@ -37,6 +41,30 @@ class ReadSettings(Settings):
             raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
         return self
 
-    def splits(self) -> dict[str, float]:
+    @property
+    def group_columns(self) -> tuple[str, ...]:
+        """Names of the columns in `group_column`; empty if there are none."""
+        columns = self.group_column or ()
+        return (columns,) if isinstance(columns, str) else columns
+
+    @field_validator("group_column")
+    @classmethod
+    def _require_distinct_columns(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        columns = (value,) if isinstance(value, str) else value or ()
+        if "" in columns or len(set(columns)) < len(columns):
+            raise ValueError("each column needs a name, and may be named once")
+        return columns or None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that affect the output, without `group_column` if it is unset.
+
+        Settings from before this field existed therefore keep their fingerprint.
+        """
+        dumped = super().identity()
+        del dumped["group_column"]
+        return {**dumped, "group_column": list(self.group_columns)} if self.group_columns else dumped
+
+    def splits(self) -> dict[str, Any]:
         """Return the settings that determine the split of a row, keyed by name."""
-        return {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}
+        fractions = {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}
+        return {**fractions, "group_column": list(self.group_columns)} if self.group_columns else fractions

@@ -243,6 +243,23 @@ class EmbeddingShard:
         if fault := column_fault(schema, column, text=column in _TEXT_COLUMNS):
             raise InputError(f"{self.title('metadata')}{fault}")
 
+    def column_values(self, column: str) -> Iterator[list[str | None]]:
+        """Yield the values of a metadata column as text, in row order, as one list for each block of rows.
+
+        Null and NaN become None.
+
+        Raises:
+            InputError: the column is missing or appears twice, or the metadata is missing or damaged.
+        """
+        with self._open_metadata() as parquet:
+            names = parquet.schema_arrow.names
+            if column not in names:
+                raise InputError(f"{self.title('metadata')} has no column {column!r}; it has {', '.join(names)}")
+            self._require_column(parquet.schema_arrow, column)
+            for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=[column], use_threads=False):
+                batch.validate(full=True)
+                yield group_names(column_of(batch, column))
+
     def content_groups(self) -> Iterator[list[bytes]]:
         """Yield an identifier of each row's image, in row order, as one list for each block of rows.
 

@@ -6,12 +6,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption
+from ...pipeline.commands.options import JsonOption, expand_path
 
 
 def compare(
     evaluations: Annotated[
-        list[str], typer.Argument(help="Folders of two or more evaluations; the first is compared with.")
+        list[str],
+        typer.Argument(help="Folders of two or more evaluations; the first is compared with.", callback=expand_path),
     ],
     predictor: Annotated[
         Optional[str], typer.Option(help="Name of what to compare, such as 'ridge regression'; the prior by default.")

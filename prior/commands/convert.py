@@ -6,13 +6,17 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption, OverwriteOption
+from ...pipeline.commands.options import JsonOption, OverwriteOption, expand_path
 from .options import CheckpointConfigOption, FunctionOption, WeightsOption
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A .pth of dalle2-pytorch, or a folder of a trained prior.")],
-    destination: Annotated[str, typer.Argument(help="Folder to write, or a .pth for dalle2-pytorch 1.15.6.")],
+    source: Annotated[
+        str, typer.Argument(help="A .pth of dalle2-pytorch, or a folder of a trained prior.", callback=expand_path)
+    ],
+    destination: Annotated[
+        str, typer.Argument(help="Folder to write, or a .pth for dalle2-pytorch 1.15.6.", callback=expand_path)
+    ],
     config: CheckpointConfigOption = None,
     weights: WeightsOption = "ema",
     function_version: FunctionOption = None,

@@ -6,10 +6,15 @@ from typing import Annotated, Optional
 
 import typer
 
+from ...pipeline.commands.options import expand_path
+
 CheckpointConfigOption = Annotated[
     Optional[str],
     typer.Option(
-        "--config", help="Settings of a .pth: the JSON of its training script, or laion-model-card.", show_default=False
+        "--config",
+        help="Settings of a .pth: the JSON of its training script, or laion-model-card.",
+        show_default=False,
+        callback=expand_path,
     ),
 ]
 WeightsOption = Annotated[str, typer.Option(help="ema, online, or of a prior trained here best.")]

@@ -6,23 +6,30 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption
+from ...pipeline.commands.options import JsonOption, expand_path
 from .options import CheckpointConfigOption, FunctionOption
 
 
 def report(
-    evaluation: Annotated[str, typer.Argument(help="Folder of an evaluation.")] = "data/evaluation",
+    evaluation: Annotated[
+        str, typer.Argument(help="Folder of an evaluation.", callback=expand_path)
+    ] = "data/evaluation",
     prior: Annotated[
-        Optional[str], typer.Option(help="Where what was evaluated is now.", show_default="where it was")
+        Optional[str],
+        typer.Option(help="Where what was evaluated is now.", show_default="where it was", callback=expand_path),
     ] = None,
     config: CheckpointConfigOption = None,
     function_version: FunctionOption = None,
     embeddings: Annotated[
-        Optional[str], typer.Option(help="Where the embeddings are now.", show_default="where they were")
+        Optional[str],
+        typer.Option(help="Where the embeddings are now.", show_default="where they were", callback=expand_path),
     ] = None,
-    images: Annotated[str, typer.Option(help="Folder of the images, for the gallery.")] = "data/images",
+    images: Annotated[
+        str, typer.Option(help="Folder of the images, for the gallery.", callback=expand_path)
+    ] = "data/images",
     output: Annotated[
-        Optional[str], typer.Option(metavar="FILE", show_default="EVALUATION.html", help="Page to write.")
+        Optional[str],
+        typer.Option(metavar="FILE", show_default="EVALUATION.html", help="Page to write.", callback=expand_path),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

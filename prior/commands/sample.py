@@ -7,21 +7,30 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption
+from ...pipeline.commands.options import JsonOption, expand_path
 from .options import CheckpointConfigOption, FunctionOption, WeightsOption
 
 
 def sample(
-    prior: Annotated[str, typer.Argument(help="Folder of a trained prior, or a .pth of dalle2-pytorch.")],
+    prior: Annotated[
+        str, typer.Argument(help="Folder of a trained prior, or a .pth of dalle2-pytorch.", callback=expand_path)
+    ],
     captions: Annotated[Optional[list[str]], typer.Argument(help="One or more captions.", show_default=False)] = None,
     prompts: Annotated[
-        Optional[str], typer.Option(help="Text file with a caption in every line.", show_default=False)
+        Optional[str],
+        typer.Option(help="Text file with a caption in every line.", show_default=False, callback=expand_path),
     ] = None,
     embeddings: Annotated[
         Optional[str],
-        typer.Option(help="Stored text embeddings: folder of embedding shards, or .npy.", show_default=False),
+        typer.Option(
+            help="Stored text embeddings: folder of embedding shards, or .npy.",
+            show_default=False,
+            callback=expand_path,
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="File to write: .npy or .safetensors.")] = Path("samples.npy"),
+    output: Annotated[Path, typer.Option(help="File to write: .npy or .safetensors.", callback=expand_path)] = Path(
+        "samples.npy"
+    ),
     num_candidates: Annotated[int, typer.Option(min=1, help="Draws for each caption; the nearest to it is kept.")] = 2,
     guidance_scale: Annotated[float, typer.Option(help="1 follows the text as trained.")] = 1.0,
     guidance: Annotated[str, typer.Option(help="text, or dalle2 as in dalle2-pytorch.")] = "text",

@@ -70,9 +70,12 @@ class TrainJob:
 
         A later run compares the stored fingerprint with that of its own inputs to check whether training is complete.
         The fingerprint covers the content of the embeddings. If `settings.steps_may_change` is True, it also covers the
-        setting `steps`: a finished prior then counts as unfinished after `steps` has been changed.
+        setting `steps`: a finished prior then counts as unfinished after `steps` has been changed. The same holds for
+        `patience`, if it is set.
         """
-        return fingerprint([self.input, self.settings.steps]) if self.settings.steps_may_change else self.input
+        steps = [self.settings.steps] if self.settings.steps_may_change else []
+        patience = [{"patience": self.settings.patience}] if self.settings.patience is not None else []
+        return fingerprint([self.input, *steps, *patience]) if steps or patience else self.input
 
     @property
     def fingerprint(self) -> str:
@@ -138,6 +141,11 @@ def make_job(
     identity["embeddings"] = {"rows": dataset.count, "sha256": dataset.content_fingerprint}
     if not dataset.clip_if_known:
         identity["clip"] = config.clip_settings
+    if settings.patience is not None and not dataset.settings.validation_fraction:
+        raise SettingsError(
+            f"train.patience={settings.patience} needs validation rows, and read.validation_fraction is 0; raise "
+            "that, or leave patience out"
+        )
     _check_text(dataset, settings, config)
     check_trackers(settings, prior)
     return TrainJob(

@@ -30,7 +30,8 @@ from .validation import Validation
 def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     """Run the training loop, starting from the newest checkpoint, or from the initial weights if there is none.
 
-    The loop ends after the job's last step or when a stop is requested, whichever comes first. In a torch.distributed
+    The loop ends after the job's last step, when a stop is requested, or when the validation loss has not fallen for
+    `patience` validation runs, whichever comes first. In a torch.distributed
     process group, every rank must call this function. Only the first rank accesses the prior folder: it sends the
     checkpoint to all other ranks, and writes the log, the checkpoints and the prior.
 
@@ -57,11 +58,12 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     )  # fmt: skip
     batches = cast("Generator[TrainBatch]", stream.batches(step))
     throughput = Throughput(settings.noise_draws)
-    recorder = None if folder is None else Recorder(job, folder, watch, step)
+    recorder = None if folder is None else Recorder(job, folder, watch, step, ranks.size)
     record = None
     stop = ranks.any(watch.should_stop())
+    ended = _ends_early(recorder, job, ranks)
     try:
-        while step < job.last_step and not stop:
+        while step < job.last_step and not stop and not ended:
             watch.report(step, throughput.note)
             batch = next(batches)  # B rows, which are this rank's share of the global batch
             losses = learner.backward(step, batch, encode_text(batch))  # (B,)
@@ -78,15 +80,16 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
                 throughput.measure(loss)
             if step % settings.validate_every == 0 or is_last:
                 validated = validation(learner, step)
+            if recorder is not None and validated:
+                recorder.save_if_best(learner.average, step, validated["validation_loss"])
+            ended = bool(validated) and _ends_early(recorder, job, ranks)
             if recorder is not None:
-                if validated:
-                    recorder.save_if_best(learner.average, step, validated["validation_loss"])
                 recorder.log(step, trained, validated, throughput.rates)
-                if stop or step == job.last_step or recorder.is_checkpoint_due(step):
+                if stop or ended or step == job.last_step or recorder.is_checkpoint_due(step):
                     recorder.save(learner.state(step))
 
         watch.report(step, throughput.note)
-        if recorder is not None and step == settings.steps:
+        if recorder is not None and (ended or step == settings.steps):
             record = recorder.publish(learner.average, learner.normaliser, rows=len(dataset.rows("train")))
     except NotFinite as error:
         raise error.with_keys(dataset) from error
@@ -94,7 +97,18 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         batches.close()
         if recorder is not None:
             recorder.close()
-    return Outcome(first_step, step, stop and step < job.last_step, record, dataset.notes)
+    notes = [recorder.early_stop_note(step)] if recorder is not None and ended and step < settings.steps else []
+    return Outcome(first_step, step, stop and not ended and step < job.last_step, record, [*dataset.notes, *notes])
+
+
+def _ends_early(recorder: Recorder | None, job: TrainJob, ranks: Ranks) -> bool:
+    """Return True on all ranks if training must stop early because of `patience`.
+
+    Only the first rank has the log of earlier validation runs, so every rank must call this function.
+    """
+    if job.settings.patience is None:
+        return False
+    return ranks.any(recorder is not None and recorder.is_out_of_patience())
 
 
 def _load(

@@ -24,6 +24,9 @@ from .progress import Watch
 from .trackers import open_trackers
 
 LOG_NAME = "metrics.jsonl"
+STATS_NAME = "stats/stats_prior.json"
+"""Name of the file that records how long the steps of the latest process took. The content differs between identical
+runs."""
 
 
 def read_log(store: Store) -> list[dict[str, Any]]:
@@ -53,6 +56,23 @@ def read_log(store: Store) -> list[dict[str, Any]]:
     return lines
 
 
+def read_seconds_per_step(store: Store, fingerprint: str) -> float | None:
+    """Return the measured time of a training step, in seconds, multiplied by the number of workers.
+
+    Return None if no checkpoint of this training run has recorded it.
+
+    Args:
+        store: prior folder.
+        fingerprint: fingerprint of the training run; see `TrainJob.fingerprint`.
+    """
+    try:
+        stats = store.read_json(STATS_NAME)
+        is_current = stats["settings"] == fingerprint
+        return float(stats["seconds"] * stats["workers"] / stats["steps"]) if is_current else None
+    except (OSError, InputError, KeyError, TypeError, ZeroDivisionError):  # only an estimate depends on it
+        return None
+
+
 class TrainingFolder:
     """Files of one training run in the prior folder: log, checkpoints, best weights and finished prior.
 
@@ -69,7 +89,9 @@ class TrainingFolder:
     def __init__(self, store: Store, fingerprint: str, keep: int, best_since: int = 0) -> None:
         self._store, self._fingerprint, self._keep, self._best_since = store, fingerprint, keep, best_since
         self._log: list[dict[str, Any]] = []
-        self._best = math.inf
+        self._best, self._best_step = math.inf, 0
+        self.since_best = 0
+        """Number of validation runs since the one with the lowest loss."""
 
     def restore(self) -> TrainState | None:
         """Load the newest checkpoint of this training run, and the log up to the step of this checkpoint.
@@ -93,14 +115,9 @@ class TrainingFolder:
             return None
         self._log = [line for line in read_log(store) if line["step"] <= state.step]
         # best.safetensors may be newer than the checkpoint; training then repeats these steps and rewrites the file
-        self._best = min(
-            (
-                line["validation_loss"]
-                for line in self._log
-                if "validation_loss" in line and line["step"] > self._best_since
-            ),
-            default=math.inf,
-        )
+        for line in self._log:
+            if "validation_loss" in line and line["step"] > self._best_since:
+                self._is_best(line["step"], line["validation_loss"])
         return state
 
     def log(self, step: int, values: Mapping[str, float], rate: float) -> None:
@@ -121,9 +138,34 @@ class TrainingFolder:
             step: number of completed steps.
             validation_loss: validation loss of the averaged weights.
         """
-        if validation_loss < self._best:
-            self._best = validation_loss
+        if self._is_best(step, validation_loss):
             save_best(self._store, average, step, validation_loss, self._fingerprint)
+
+    def _is_best(self, step: int, validation_loss: float) -> bool:
+        """Return True if a validation loss is the lowest so far, and count the validation runs since the lowest."""
+        is_best = validation_loss < self._best
+        self.since_best = 0 if is_best else self.since_best + 1
+        if is_best:
+            self._best, self._best_step = validation_loss, step
+        return is_best
+
+    def early_stop_note(self, step: int, steps: int) -> str:
+        """Return a note for the user about training that has stopped because of `patience`.
+
+        Args:
+            step: number of completed steps.
+            steps: number of steps in the settings.
+        """
+        return (
+            f"stopped early after step {step:,} of {steps:,}: the validation loss was lowest at step "
+            f"{self._best_step:,} ({self._best:.4f}), and not in the {self.since_best} validation runs since; the "
+            "weights of that step are `best`"
+        )
+
+    def save_stats(self, steps: int, seconds: float, workers: int) -> None:
+        """Write how long the steps of this process took, from which a dry run computes the remaining time."""
+        stats = {"settings": self._fingerprint, "steps": steps, "seconds": seconds, "workers": workers}
+        self._store.write_json(STATS_NAME, stats)
 
     def save(self, state: TrainState) -> None:
         """Write the log, then the checkpoint.
@@ -165,11 +207,13 @@ class Recorder:
         folder: prior folder to write to.
         watch: observer that raises an error if other workers have taken over.
         step: number of training steps completed when this run starts; above 0 if training resumes.
+        workers: number of ranks that train together.
     """
 
-    def __init__(self, job: TrainJob, folder: TrainingFolder, watch: Watch, step: int) -> None:
+    def __init__(self, job: TrainJob, folder: TrainingFolder, watch: Watch, step: int, workers: int = 1) -> None:
         self._job, self._folder, self._watch = job, folder, watch
-        self._saved_at = time.monotonic()
+        self._first_step, self._workers = step, workers
+        self._started_at = self._saved_at = time.monotonic()
         self._trackers = open_trackers(job.settings, Store(job.prior), job.fingerprint, job.identity, step)
 
     def log(
@@ -196,6 +240,15 @@ class Recorder:
         self._watch.before_writing()
         self._folder.save_if_best(average, step, validation_loss)
 
+    def is_out_of_patience(self) -> bool:
+        """Return True if training must stop early, because the validation loss has not fallen for `patience` runs."""
+        patience = self._job.settings.patience
+        return patience is not None and self._folder.since_best >= patience
+
+    def early_stop_note(self, step: int) -> str:
+        """Return a note for the user about training that has stopped early after `step` steps."""
+        return self._folder.early_stop_note(step, self._job.settings.steps)
+
     def is_checkpoint_due(self, step: int) -> bool:
         """Return True if a checkpoint must be written now.
 
@@ -214,6 +267,8 @@ class Recorder:
         self._watch.before_writing()
         self._folder.save(state)
         self._saved_at = time.monotonic()
+        if steps := state.step - self._first_step:
+            self._folder.save_stats(steps, self._saved_at - self._started_at, self._workers)
 
     def publish(self, average: Network, normaliser: EmbeddingNormaliser, *, rows: int) -> ShardRecord:
         """Write the finished prior and the log, and return the record that marks the prior as complete.

@@ -86,7 +86,7 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     about, step = folder.manifest.about, newest_step(folder.store, job.fingerprint)
     if step is None and RECORD in folder.manifest.shards and folder.manifest.shards[RECORD].input != job.record_input:
         raise FolderError(
-            f"train.steps={job.settings.steps}: {folder.store.url} was trained for another number of steps, and its "
+            f"train.steps={job.settings.steps}: {folder.store.url} was trained with other steps or patience, and its "
             f"checkpoints are gone; set it back, or {_start_advice(folder.store)}"
         )
     now = job.settings.recorded()
@@ -94,9 +94,9 @@ def record_changes(folder: StageFolder, job: TrainJob) -> TrainJob:
     changes = [change for change in about.get("changes", []) if change["step"] < step] if step else []
     before = {**started, **{change["name"]: change["to"] for change in changes}}
     changes += [
-        {"step": step, "name": name, "from": before.get(name), "to": value}
-        for name, value in now.items()
-        if before.get(name) != value
+        {"step": step, "name": name, "from": before.get(name), "to": now.get(name)}
+        for name in (*now, *(name for name in before if name not in now))
+        if before.get(name) != now.get(name)
     ]
     folder.describe(started_with=started, changes=changes)
     best_since = max((change["step"] for change in changes if change["name"] == _VALIDATION_ROWS), default=0)

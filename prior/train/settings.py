@@ -47,7 +47,7 @@ class InitSettings(Settings):
     weights: WeightsName = "ema"
     """Weights to load: the averaged weights (`ema`), the weights that the optimiser updates (`online`), or the averaged
     weights from the validation run with the lowest loss (`best`)."""
-    config: str | None = None
+    config: Location | None = None
     """Configuration of a DALLE2-pytorch checkpoint: the path of the JSON file that its training script used, or
     `laion-model-card` for LAION's prior."""
     function_version: str | None = None
@@ -63,12 +63,14 @@ class TrainSettings(DeviceSettings):
             "tracker_folder", "log_every",
             "init_from",  # the identity includes the initial weights, but not their path
             "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
+            "patience",
         }
     )  # fmt: skip
     recorded_fields: ClassVar[tuple[str, ...]] = (
         "threads", "accumulate", "validate_every", "validation_rows", "validate_draws", "validate_steps",
     )  # fmt: skip
-    """Fields that may change when training resumes. The manifest records each change and its step."""
+    """Fields that may change when training resumes. The manifest records each change and its step. `steps` and
+    `patience` are added by `recorded`, since not every run has them."""
 
     network: NetworkSettings = NetworkSettings()
     """Network settings."""
@@ -109,6 +111,9 @@ class TrainSettings(DeviceSettings):
     """Number of steps between validation runs, which use the averaged weights."""
     validation_rows: int = Field(default=2048, ge=1)
     """Maximum number of rows per validation run. Every validation run uses the same rows and the same noise."""
+    patience: int | None = Field(default=None, ge=1)
+    """Number of successive validation runs without a new lowest loss after which training stops early and publishes the
+    prior. The weights of the lowest loss are the weights `best`. Null trains to the last step."""
     validate_draws: int = Field(default=0, ge=0)
     """Number of embeddings sampled per caption in validation. The energy score and the cosine similarity are computed
     from them. The number must be at least 2, or 0 to compute only the loss."""
@@ -148,9 +153,10 @@ class TrainSettings(DeviceSettings):
         """Return the values of the settings that may change when training resumes.
 
         The keys are the names of the settings in a recipe, such as `train.threads`. `steps` is included if
-        `steps_may_change` is True. The manifest records every change of these values.
+        `steps_may_change` is True, and `patience` if it is set. The manifest records every change of these values.
         """
-        names = (*self.recorded_fields, *(("steps",) if self.steps_may_change else ()))
+        optional = {"steps": self.steps_may_change, "patience": self.patience is not None}
+        names = (*self.recorded_fields, *(name for name, is_present in optional.items() if is_present))
         return {f"train.{name}": getattr(self, name) for name in names}
 
     @field_validator("validate_draws")

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.cluster import describe_cluster
-from ...pipeline.compute.device import ASSUMED_FLOPS, describe_device, with_gpus
+from ...pipeline.compute.device import describe_device, with_gpus
 from ...pipeline.compute.settings import ComputeSettings
-from ...pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, free_bytes, no_progress
+from ...pipeline.compute.speed import estimate_flops
+from ...pipeline.compute.stage import ProgressCallback, StagePlan, StageResult, TimeBasis, free_bytes, no_progress
 from ...pipeline.contract.commit import open_stage
 from ...pipeline.contract.manifest import Manifest, read_manifest
 from ...pipeline.contract.storage import Store
@@ -21,9 +22,13 @@ from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
 from ..model.train_manifest import RECORD, STAGE, recorded_files
 from .job import TrainJob, make_job, resolve_training, resolved_identity
 from .loop import run_loop
+from .output import STATS_NAME, read_seconds_per_step
 from .progress import LocalWatch, Outcome
 from .resume import check_training, record_changes, refuse_other_embeddings, surplus_note
 from .settings import TrainSettings
+
+_CAPTION_TOKENS = 16
+"""Number of tokens per caption assumed for the time estimate, typical of a caption of a dozen words."""
 
 
 def train(
@@ -74,6 +79,11 @@ def train(
     manifest, rows = job.manifest(), len(dataset.rows("train"))
     if rows == 0:
         raise InputError(f"{dataset.store.url}: no row is left to train on; lower the fractions in `read`")
+    if wanted.patience is not None and not len(dataset.rows("validation")):
+        raise InputError(
+            f"train.patience={wanted.patience}: no row of {dataset.store.url} is in the validation split; raise "
+            "read.validation_fraction, or leave patience out"
+        )
     if not overwrite:
         refuse_other_embeddings(store, recorded, manifest, dataset)
     recorded = check_training(store, manifest, job.settings, overwrite=overwrite)
@@ -83,7 +93,8 @@ def train(
     with open_stage(store, manifest, overwrite=overwrite) as folder:
         if overwrite:
             clear_states(store)
-            for name in (CONFIG_NAME, WEIGHTS_NAME):  # may remain from an interrupted run that extended a prior
+            # the prior may remain from an interrupted run that extended it
+            for name in (CONFIG_NAME, WEIGHTS_NAME, STATS_NAME):
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]
@@ -135,8 +146,9 @@ def plan_train(
 ) -> StagePlan:
     """Estimate the steps, disk space and time that `train` would need with the same arguments, without training.
 
-    If the prior folder contains an unfinished training run and `overwrite` is False, the estimated time covers only the
-    remaining steps. For a finished prior, no disk space or time is needed.
+    If the prior folder contains an unfinished training run and `overwrite` is False, the time covers only the remaining
+    steps, and is computed from the time that the completed steps took. For a finished prior, no disk space or time is
+    needed.
     """
     compute = compute or ComputeSettings()
     store = Store(prior)
@@ -148,16 +160,17 @@ def plan_train(
     if not overwrite:
         refuse_other_embeddings(store, recorded, manifest, dataset)
     recorded = check_training(store, manifest, settings, overwrite=overwrite)
-    left = settings.steps
+    left, measured = settings.steps, None
     if recorded is not None and not overwrite:
         state = load_state(store, manifest.settings_fingerprint)
         record = recorded.shards.get(RECORD)
         is_done = record is not None and record.input == job.record_input
         is_done |= surplus_note(store, recorded, settings.steps) is not None
         left = 0 if is_done else settings.steps - (state.step if state else 0)
+        measured = read_seconds_per_step(store, job.fingerprint) if state else None
     weights = sum(value.numel() for value in build_network(job.config).parameters())
-    tokens = 4 + settings.network.max_text_len  # pooled text, timestep, noisy image and query, plus token states
-    flops = left * settings.batch_size * tokens * weights * 6  # per token and weight: 2 forward, 4 backward
+    seconds = _estimate_step(job, weights) if measured is None else measured
+    basis: TimeBasis = "estimate" if measured is None else "measured"
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -168,8 +181,30 @@ def plan_train(
         # float32: prior and best weights; per checkpoint, network, averaged weights and two Adam moments
         bytes_needed=weights * 4 * (2 + 4 * settings.keep_checkpoints) if left else 0,
         bytes_free=free_bytes(store),
-        seconds=flops / ASSUMED_FLOPS[settings.device] / compute.workers,
+        seconds=left * seconds / compute.workers if left else 0.0,
+        time_basis=basis,
     )
+
+
+def _estimate_step(job: TrainJob, weights: int) -> float:
+    """Return the estimated time of a training step in one worker, in seconds.
+
+    Validation runs, checkpoints and reading are left out.
+
+    Args:
+        weights: number of weights of the network.
+    """
+    settings, network = job.settings, job.settings.network
+    text = network.num_text_embeds + network.max_text_len
+    image = network.num_time_embeds + network.num_image_embeds + 1 + network.self_cond  # 1 for the query
+    passes = 6 * (1.5 if network.self_cond else 1) + 2 * settings.activation_checkpointing  # 2 forward, 4 backward
+    flops = passes * weights * (text + settings.noise_draws * image)
+    if settings.text_condition == "online":
+        from ...pipeline.clip.encoder import clip_cost  # takes seconds to import
+
+        cost = clip_cost(ClipSettings(**job.config.clip_settings))
+        flops += cost.flops_of_caption(_CAPTION_TOKENS) if cost else 0
+    return settings.batch_size * flops / estimate_flops(settings.device, settings.dtype, settings.threads)
 
 
 def check_prior_folder(

@@ -7,12 +7,14 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption, SetOption
+from ...pipeline.commands.options import JsonOption, SetOption, expand_path
 from .metrics import print_metrics
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("data/demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.", callback=expand_path)] = Path(
+        "data/demo"
+    ),
     port: Annotated[
         Optional[int],
         typer.Option(min=1, max=65535, show_default="47811", help="Port of this machine to serve the images on."),

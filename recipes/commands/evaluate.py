@@ -13,6 +13,7 @@ from ...pipeline.commands.options import (
     OverwriteOption,
     SetOption,
     WorkersOption,
+    expand_path,
     show_plan,
     show_result,
     worker_overrides,
@@ -23,12 +24,22 @@ from .metrics import print_metrics, require_sound
 
 def evaluate(
     prior: Annotated[
-        str, typer.Argument(help="Folder of a prior, a .pth of dalle2-pytorch, or a .npy of predictions.")
+        str,
+        typer.Argument(
+            help="Folder of a prior, a .pth of dalle2-pytorch, or a .npy of predictions.", callback=expand_path
+        ),
     ] = "data/prior",
-    embeddings: Annotated[str, typer.Option(help="Folder of embedding shards.")] = "data/embeddings",
-    evaluation: Annotated[str, typer.Option(help="Folder to write metrics to.")] = "data/evaluation",
+    embeddings: Annotated[
+        str, typer.Option(help="Folder of embedding shards.", callback=expand_path)
+    ] = "data/embeddings",
+    evaluation: Annotated[
+        str, typer.Option(help="Folder to write metrics to.", callback=expand_path)
+    ] = "data/evaluation",
     recipe: Annotated[
-        Optional[str], typer.Option(help="Recipe whose `evaluate`, `read` and `compute` apply; not its folders.")
+        Optional[str],
+        typer.Option(
+            help="Recipe whose `evaluate`, `read` and `compute` apply; not its folders.", callback=expand_path
+        ),
     ] = None,
     config: CheckpointConfigOption = None,
     weights: Annotated[

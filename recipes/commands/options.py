@@ -6,4 +6,8 @@ from typing import Annotated
 
 import typer
 
-RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.")]
+from ...pipeline.commands.options import expand_path
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="YAML file, or the name of a recipe that comes with priorkit.", callback=expand_path)
+]

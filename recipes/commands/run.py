@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 def run(
     recipe: RecipeArgument,
+    start: Annotated[
+        Optional[str],
+        typer.Option("--from", show_default="the recipe's", help="First stage; the folder that it reads must exist."),
+    ] = None,
     until: Annotated[str, typer.Option(help="Last stage: download, embed, train or evaluate.")] = "evaluate",
     workers: Annotated[
         Optional[int], typer.Option(show_default="the recipe's", help="Ray workers to spread every stage over.")
     ] = None,
     settings: SetOption = None,
     limit: Annotated[
-        Optional[int], typer.Option("--limit", min=1, help="Use the first N rows of the list only.")
+        Optional[int], typer.Option("--limit", min=1, help="Use the first N rows of the list or images only.")
     ] = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -30,23 +34,29 @@ def run(
 ) -> None:
     """Run the stages of a recipe, except those whose output is up to date.
 
+    A recipe without `urls` begins with the folder that it names, folders.images or folders.embeddings.
+
     Example: priorkit run custom --set urls=my_list.csv --dry-run
     """
     from ...pipeline.display.terminal import print_json, print_result, progress_bar, reported_errors, stop_requests
 
     with reported_errors():
+        from ...pipeline.errors import InputError
         from ...prior.evaluate.folder import read_metrics
         from .. import chain
         from ..recipe import load_recipe
 
         chosen = load_recipe(recipe, [*(settings or []), *worker_overrides(workers)])
-        last = chain.stage_name(until)
+        first, last = chosen.first_stage if start is None else chain.stage_name(start), chain.stage_name(until)
         if dry_run:
-            chain.check(chosen, until=last, limit=limit, overwrite=overwrite)
-            _show_plans(chain.plan(chosen, until=last, limit=limit, overwrite=overwrite), as_json)
+            chain.check(chosen, start=first, until=last, limit=limit, overwrite=overwrite)
+            planned = chain.plan(chosen, start=first, until=last, limit=limit, overwrite=overwrite)
+            if planned[0].plan is None:  # its input must exist, unlike that of the stages that follow
+                raise InputError(planned[0].problem)
+            _show_plans(planned, as_json)
             return
         results = chain.run(
-            chosen, until=last, limit=limit, overwrite=overwrite, stop_requests=stop_requests,
+            chosen, start=first, until=last, limit=limit, overwrite=overwrite, stop_requests=stop_requests,
             progress=lambda stage, unit: progress_bar(stage, unit, quiet=as_json),
         )  # fmt: skip
         metrics = read_metrics(chosen.folders.evaluation) if last == "evaluate" else None

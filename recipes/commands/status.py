@@ -6,12 +6,15 @@ from typing import Annotated, Optional
 
 import typer
 
-from ...pipeline.commands.options import JsonOption, SetOption
+from ...pipeline.commands.options import JsonOption, SetOption, expand_path
 
 
 def status(
     recipe: Annotated[
-        Optional[str], typer.Argument(show_default="default folders", help="Recipe to compare the folders with.")
+        Optional[str],
+        typer.Argument(
+            show_default="default folders", help="Recipe to compare the folders with.", callback=expand_path
+        ),
     ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,

@@ -208,10 +208,10 @@ def on_disk(folder: Path) -> int:
 UNCHECKED = """
 from priorkit.cli import main
 from priorkit.pipeline.embed import stage
-stage._ASSUMED_DIM = 0
+stage.require_space = lambda plan: None
 main()
 """
-"""The command with no estimate of what embeddings take, by which so small a disk is refused at once."""
+"""The command without the check of the free space, by which so small a disk is refused at once."""
 
 
 @pytest.mark.root

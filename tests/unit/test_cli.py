@@ -73,10 +73,12 @@ DEFAULTS = {
     ("sample", "weights"): "ema",
     ("convert", "weights"): "ema",
     ("evaluate", "workers"): "this process",
+    ("run", "start"): "the recipe's",
     ("run", "until"): "evaluate",
     ("run", "workers"): "the recipe's",
     ("status", "recipe"): "default folders",
     ("copy", "destination"): ".",
+    ("from-dalle2", "destination"): "CONFIG.yaml, in this folder",
     ("demo", "folder"): "data/demo",
     ("demo", "port"): str(DEMO_PORT),
 }
@@ -100,7 +102,8 @@ def help_of(words: tuple[str, ...]) -> str:
 
 
 def test_the_commands_are_complete() -> None:
-    assert set(LEAVES) == {(name,) for name in COMMANDS} | {("recipes", name) for name in ("list", "copy", "validate")}
+    of_recipes = {("recipes", name) for name in ("list", "copy", "validate", "from-dalle2")}
+    assert set(LEAVES) == {(name,) for name in COMMANDS} | of_recipes
 
 
 @pytest.mark.parametrize("words", sorted(EVERY), ids=" ".join)
@@ -138,6 +141,24 @@ def test_help_shows_the_defaults_that_apply() -> None:
                 value = shown[words[-1], parameter.name]
                 assert re.search(rf"\[default: \(?{re.escape(value)}\)?", text), f"{words}: {parameter.name}={value}"
     assert shown == {name: str(value) for name, value in DEFAULTS.items()}
+
+
+EXPANDED_BY_SETTINGS = {("embed", "model"), ("embed", "pretrained"), ("convert", "clip_pretrained")}
+"""Options whose values go into settings that expand them."""
+NO_PATHS = {
+    "settings", "function_version", "overwrite", "limit", "retry_failed", "dry_run", "as_json", "start", "url_column",
+    "verify_hash", "name", "weights",
+}  # fmt: skip
+"""Other parameters whose help mentions files or folders."""
+
+
+def test_every_path_is_expanded() -> None:
+    paths = re.compile(r"\b(folders?|file|json|list of urls|\.pth|page to write|where|yaml)\b", re.IGNORECASE)
+    for words, command in LEAVES.items():
+        for parameter in command.params:
+            is_path = paths.search(parameter.help or "") and parameter.name not in NO_PATHS
+            if is_path and (words[-1], parameter.name) not in EXPANDED_BY_SETTINGS:
+                assert parameter.callback is not None, f"{words}: {parameter.name}: {parameter.help}"
 
 
 def test_the_default_is_to_work_in_this_process() -> None:
@@ -207,7 +228,10 @@ def test_a_parse_error_exits_with_2(arguments: list[str], named: str) -> None:
         (["run", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
         (["train", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
         (["recipes", "validate", "no_such_recipe.yaml"], "no_such_recipe.yaml: no such recipe file"),
-        (["recipes", "copy", "nothing"], "no recipe 'nothing'; there are custom, demo, laion, ray-cluster"),
+        (
+            ["recipes", "copy", "nothing"],
+            "no recipe 'nothing'; there are cc12m, custom, demo, ",
+        ),
         (["sample", "data/prior", "a cat", "--output", "samples.txt"], "--output samples.txt: end it with .npy"),
         (["sample", "data/prior", "a cat"], "no prior is there"),
         (["sample", "data/prior"], "give one of: captions, --prompts FILE, --embeddings FOLDER"),

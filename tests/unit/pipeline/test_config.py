@@ -65,8 +65,8 @@ def test_settings_are_frozen_and_survive_a_round_trip(kind: type[Settings]) -> N
         ({"embed": {"clip": {"modle": "x"}}}, "embed.clip.modle: unknown key; did you mean 'model'?"),
         (
             {"read": {"qqq": 1}},
-            "read.qqq: unknown key; known keys: block_rows, captions, read_threads, shuffle_window, test_fraction, "
-            "validation_fraction",
+            "read.qqq: unknown key; known keys: block_rows, captions, group_column, read_threads, shuffle_window, "
+            "test_fraction, validation_fraction",
         ),
     ],
 )

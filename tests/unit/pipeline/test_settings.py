@@ -9,7 +9,14 @@ from pydantic import Field
 
 from priorkit.pipeline.config import PipelineSettings
 from priorkit.pipeline.errors import SettingsError
-from priorkit.pipeline.settings import Location, Settings, parse_settings, with_overrides
+from priorkit.pipeline.settings import (
+    Location,
+    Settings,
+    expand_location,
+    literal_location,
+    parse_settings,
+    with_overrides,
+)
 from priorkit.pipeline.yaml_text import read_yaml
 from priorkit.recipes.recipe import Recipe, load_recipe
 
@@ -91,6 +98,20 @@ def test_environment_variables_are_replaced_in_locations(monkeypatch: pytest.Mon
     ]:  # fmt: skip
         assert parse_settings(Tree, {"place": text}, "x").place == value
         assert load_recipe(None, [f"folders.prior={text}"]).folders.prior == value
+
+
+def test_the_home_directory_is_replaced_in_locations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/$me")
+    for text, value in [
+        ("~", "/users/$me"), ("~/a", "/users/$me/a"), ("local-dir:~/clip", "local-dir:/users/$me/clip"),
+        ("a/~", "a/~"), ("~you/a", "~you/a"), ("s3://b/~/a", "s3://b/~/a"),
+    ]:  # fmt: skip
+        assert parse_settings(Tree, {"place": text}, "x").place == value
+
+
+def test_an_escaped_location_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("/a/$b", "$$", "${x", "plain"):
+        assert expand_location(literal_location(text)) == text
 
 
 def test_values_that_contain_themselves_are_refused() -> None:

@@ -21,7 +21,7 @@ from priorkit.recipes.chain import (
     run,
     run_stage,
     stage_name,
-    stages_until,
+    stages_between,
 )
 from priorkit.recipes.recipe import Recipe, load_recipe
 
@@ -48,10 +48,14 @@ def test_stage_names_are_checked() -> None:
         stage_name("sample")
 
 
-def test_the_last_stage_is_included() -> None:
-    assert stages_until("download") == ("download",)
-    assert stages_until("train") == ("download", "embed", "train")
-    assert stages_until("evaluate") == STAGES
+def test_the_first_and_the_last_stage_are_included() -> None:
+    assert stages_between("download", "download") == ("download",)
+    assert stages_between("embed", "train") == ("embed", "train")
+    assert stages_between("download", "evaluate") == STAGES
+    with pytest.raises(
+        SettingsError, match="the run begins with train, which comes after embed; give --until train or"
+    ):
+        stages_between("train", "embed")
 
 
 def test_the_defaults_ignore_progress_and_never_stop() -> None:
@@ -78,6 +82,47 @@ def test_until_and_limit_reach_the_plan(make_recipe: MakeRecipe) -> None:
     assert [stage.name for stage in planned] == ["download", "embed"]
     assert planned[0].plan is not None
     assert planned[0].plan.pending_rows == 3
+
+
+def test_a_limit_is_that_of_the_first_stage(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        (tmp_path / f"images/{number}.jpg").write_bytes(b"x")
+        (tmp_path / f"images/{number}.txt").write_bytes(b"x")
+    embed = plan(make_recipe(), start="embed", until="embed", limit=3)[0].plan
+    assert embed is not None
+    assert embed.pending_rows == 3
+    for stage in ("train", "evaluate"):
+        with pytest.raises(SettingsError, match=f"--limit 3 limits the rows to download or embed, and .* with {stage}"):
+            check(make_recipe(), start=stage, limit=3)
+
+
+def test_a_run_that_begins_later_needs_no_list_and_no_clip(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "urls.csv").unlink()
+    nowhere = "embed.clip.model=local-dir:/nowhere"
+    check(make_recipe(), start="embed")
+    check(make_recipe(nowhere, "train.network.max_text_len=4"), start="evaluate")
+    with pytest.raises(InputError, match=r"urls\.csv"):
+        check(make_recipe())
+    with pytest.raises(InputError, match="/nowhere holds no open_clip_config"):
+        check(make_recipe(nowhere), start="embed")
+    with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
+        check(make_recipe(), start="train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["folders.images=i", "download.image_size=32"], "download: no effect, .* begins with embed; leave this out"),
+        (
+            ["folders.embeddings=e", "embed.batch_size=3", "embed.clip.model=priorkit:demo"],
+            "embed.batch_size: no effect",
+        ),
+    ],
+)
+def test_settings_of_stages_that_a_recipe_does_not_have_are_refused(settings: list[str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        check(load_recipe(None, settings))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, SettingsError
+from priorkit.recipes.chain import _refuse_settings_without_effect
 from priorkit.recipes.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
 
 ROOT = Path(priorkit.__file__).parent
@@ -55,6 +56,42 @@ def test_a_dumped_recipe_is_the_same_recipe(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(path))
     dumped = write_recipe(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_recipe(dumped) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_a_described_recipe_begins_with_the_same_stage(path: Path, tmp_path: Path) -> None:
+    """`recipes validate` prints it; it holds nothing that the run would refuse as without effect."""
+    recipe = load_recipe(str(path))
+    again = load_recipe(write_recipe(tmp_path, yaml.safe_dump(recipe.described())))
+    assert again.first_stage == recipe.first_stage
+    assert again.described() == recipe.described()
+    _refuse_settings_without_effect(again, again.first_stage, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        ("", "download"),
+        ("folders: {prior: p, evaluation: e}", "download"),
+        ("urls: a.csv\nfolders: {images: i, embeddings: e}", "download"),
+        ("folders: {images: i, embeddings: e}", "embed"),
+        ("folders: {embeddings: e, prior: p}", "train"),
+        ("urls: null\nfolders: {embeddings: e}", "train"),
+    ],
+)
+def test_a_recipe_begins_with_the_folder_that_it_names(tmp_path: Path, text: str, stage: str) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, text))
+    assert recipe.first_stage == stage
+    assert recipe.url_list == ("a.csv" if "a.csv" in text else "urls.parquet")
+
+
+def test_the_clip_of_own_embeddings_is_described_only_if_it_is_declared(tmp_path: Path) -> None:
+    bare = load_recipe(write_recipe(tmp_path, "folders: {embeddings: e}"))
+    assert not {"urls", "download", "embed"} & bare.described().keys()
+    assert "images" not in bare.described()["folders"]
+    named = load_recipe("own-embeddings").described()
+    assert named["embed"]["clip"]["model"] == "ViT-B-32"
+    assert set(named["embed"]) == {"clip"}
 
 
 def test_an_empty_recipe_has_the_defaults(tmp_path: Path) -> None:
@@ -180,7 +217,10 @@ def test_copying_writes_the_text_and_refuses_to_overwrite(tmp_path: Path) -> Non
 
 
 def test_the_message_about_an_unknown_name_lists_the_recipes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no recipe 'laoin'; there are .*custom, demo, laion, ray-cluster"):
+    with pytest.raises(
+        InputError,
+        match=r"no recipe 'laoin'; there are cc12m, custom, demo, finetune, laion, own-embeddings, ray-cluster",
+    ):
         copy_recipe("laoin", tmp_path)
 
 

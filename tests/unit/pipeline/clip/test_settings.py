@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from priorkit.pipeline.clip.settings import ClipSettings, EncoderSettings, PreprocessSettings
+from priorkit.pipeline.clip.source import clip_location
 
 
 def test_a_model_with_a_scheme_has_no_tag() -> None:
@@ -30,3 +33,19 @@ def test_only_values_that_are_set_are_part_of_the_identity() -> None:
 def test_an_encoder_needs_resolved_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         EncoderSettings.model_validate({"clip": {}, "device": "cpu", "threads": 1, **wrong})
+
+
+def test_paths_are_expanded_and_stay_the_same_when_they_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a$b"
+    folder.mkdir()
+    (folder / "weights.pt").write_bytes(b"x")
+    monkeypatch.setenv("CLIPS", str(folder))
+    monkeypatch.setenv("MODEL", "local-dir:~")
+    assert ClipSettings(model="ViT-B-32", pretrained="$CLIPS/weights.pt").pretrained == str(folder / "weights.pt")
+    assert ClipSettings(model="$MODEL").pretrained is None
+    for given in (
+        ClipSettings(model="local-dir:$CLIPS"), ClipSettings(model="ViT-B-32", pretrained="$CLIPS/weights.pt")
+    ):  # fmt: skip
+        assert ClipSettings(**clip_location(given)) == given

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import typer
 
-from priorkit.pipeline.commands.options import command_settings, show_plan, show_result, worker_overrides
+from priorkit.pipeline.commands.options import command_settings, expand_path, show_plan, show_result, worker_overrides
 from priorkit.pipeline.compute.stage import StagePlan, StageResult
 from priorkit.pipeline.errors import SettingsError
 
@@ -47,3 +49,14 @@ def test_plans_and_results_are_printed_as_json_or_tables(capsys: pytest.CaptureF
     assert "2 of 5 shards" in capsys.readouterr().out
     show_result(RESULT, as_json=False)
     assert "5 (2 done now, in 1.5 s)" in capsys.readouterr().out
+
+
+def test_paths_of_options_are_expanded_as_in_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("RUNS", "/runs")
+    assert expand_path(None) is None
+    assert expand_path("~/a$$b") == "/users/me/a$b"
+    assert expand_path(Path("$RUNS/x")) == Path("/runs/x")
+    assert expand_path(("~", "~other/x", "a~", "s3://${RUNS}")) == ["/users/me", "~other/x", "a~", "s3:///runs"]
+    with pytest.raises(typer.BadParameter, match=r"no variable \$MISSING; set it, or write \$\$"):
+        expand_path("$MISSING/x")

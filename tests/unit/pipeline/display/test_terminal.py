@@ -12,6 +12,7 @@ import sys
 import tempfile
 import unicodedata
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -302,8 +303,12 @@ def test_a_plan_shows_disk_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     plan = StagePlan("embed", "s3://bucket/x", 10, 4, "shards", 40_000, 3_400_000_000, None, 9000.0)
     terminal.print_plans([plan])
     out = capsys.readouterr().out
-    for shown in ("embed", "s3://bucket/x", "4 of 10 shards", "40,000", "3 GB", "2.5 h", "nothing was done"):
+    for shown in ("embed", "s3://bucket/x", "4 of 10 shards", "40,000", "3 GB", "2.5 h (estimate)", "nothing was done"):
         assert shown in out
+    terminal.print_plans([replace(plan, time_basis="measured"), replace(plan, pending_units=0, seconds=0.0)])
+    out = capsys.readouterr().out
+    assert "2.5 h (measured)" in out
+    assert out.count("(") == 2  # nothing is left to do for the second, and the title has the other one
 
 
 def test_a_closed_pipe_is_left_to_the_entry_point() -> None:

@@ -15,6 +15,7 @@ from priorkit.pipeline.compute.stage import StageResult
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest, ShardRecord, fingerprint
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed.estimate import Measured, estimate_bytes, estimate_seconds
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import (
     _compare_counts,
@@ -95,17 +96,34 @@ def test_a_shard_that_the_input_does_not_have_is_refused(images: str, tmp_path: 
         limits(images, tmp_path / "out", None, ShardRecord("0007", 1, "", "", {}), ShardRecord("0009", 1, "", "", {}))
 
 
-def test_a_plan_estimates_time_and_space_of_what_is_pending(images: str, tmp_path: Path) -> None:
+def test_a_plan_estimates_the_space_of_what_is_pending(images: str, tmp_path: Path) -> None:
     store, manifest = Store(str(tmp_path / "out")), Manifest("embed", {}, {})
     tasks, _ = plan_tasks(images, SETTINGS, 3, None, store)
-    plan = _plan(store, SETTINGS, manifest, tasks)
+    plan = _plan(store, SETTINGS, manifest, tasks, None)
     assert (plan.units, plan.pending_units, plan.pending_rows) == (2, 2, 3)
-    assert plan.bytes_needed == 3 * 2 * 768 * 2  # rows, kinds, dimensions, bytes of float16
-    assert plan.seconds == pytest.approx(3 * (0.05 + 0.005))
-    states = SETTINGS.model_copy(update={"image": False, "token_states": True, "device": "cuda"})
-    plan = _plan(store, states, manifest, tasks)
-    assert plan.bytes_needed == 3 * (1 + 16) * 768 * 2
-    assert plan.seconds == pytest.approx(3 * 0.0001)
+    assert plan.bytes_needed == int(3 * estimate_bytes(SETTINGS))
+    assert _plan(store, SETTINGS, manifest, tasks, Measured(0.5, 1000)).bytes_needed == 3000
+
+
+def test_the_measured_rate_replaces_the_estimate(images: str, tmp_path: Path) -> None:
+    """The rate is that of one worker; several divide the time."""
+    settings, out = SETTINGS.model_copy(update={"clip": ClipSettings(model="priorkit:demo")}), tmp_path / "out"
+    plan = plan_embed(images, str(out), settings)
+    assert plan.time_basis == "estimate"
+    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings))
+    assert plan.to_json()["time_basis"] == "estimate"
+    tasks, _ = plan_tasks(images, settings, None, None, Store(str(out)))
+    with open_stage(Store(str(out)), embed_manifest(settings, None)) as folder:
+        commit = ShardCommit(folder.store, "0000", input=tasks[0].input, settings=folder.manifest.settings_fingerprint)
+        with commit.create("img_emb/img_emb_0000.npy") as file:
+            file.write(bytes(300))
+        commit.write_log("stats/stats_0000.json", {"seconds": 5.0})
+        folder.add(commit.commit(rows=2, counts={"success": 2}))
+        folder.finish()
+    plan = plan_embed(images, str(out), settings)
+    assert (plan.pending_units, plan.time_basis) == (2, "measured")
+    assert (plan.seconds, plan.bytes_needed) == (pytest.approx(10.0), 600)
+    assert plan_embed(images, str(out), settings, overwrite=True).time_basis == "estimate"
 
 
 def test_planning_does_nothing(images: str, tmp_path: Path) -> None:
