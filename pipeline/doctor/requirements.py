@@ -37,6 +37,7 @@ _BACKPORTS = (
 CHAIN = {
     "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_BACKPORTS),
     "embed": (*_FOLDERS, "numpy", "torch", *_CLIP),
+    "adopt": (*_FOLDERS, "embedding-reader", "numpy"),
     "train": _PRIOR,
     "evaluate": _PRIOR,
     "sample, of stored embeddings": _PRIOR,
