@@ -51,14 +51,17 @@ def copy(source: Path, target: Path) -> None:
 def adopt(source: Path, target: Path) -> int:
     """Adopt a folder; returns the largest resident memory of the command, in megabytes."""
     shutil.rmtree(target, ignore_errors=True)
-    command = [PRIORKIT, "adopt", source, target, "--not-clip", "random"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss // 1024
+    command = [PRIORKIT, "adopt", str(source), str(target), "--not-clip", "random"]
+    # a small process in between, since the figure includes what the parent had in memory when it started the command
+    done = subprocess.run([sys.executable, "-S", "-c", WATCH, *command], check=True, stdout=subprocess.PIPE)
+    return int(done.stdout)
 
 
+WATCH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
 READ = """
 import sys
 from embedding_reader import EmbeddingReader
