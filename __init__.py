@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .pipeline.adopt.settings import AdoptSettings
+    from .pipeline.adopt.stage import adopt
     from .pipeline.clip.settings import ClipSettings, PreprocessSettings
     from .pipeline.compute.settings import ComputeSettings
     from .pipeline.compute.stage import StageResult
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    ".pipeline.adopt.settings": ("AdoptSettings",),
+    ".pipeline.adopt.stage": ("adopt",),
     ".pipeline.clip.settings": ("ClipSettings", "PreprocessSettings"),
     ".pipeline.compute.settings": ("ComputeSettings",),
     ".pipeline.compute.stage": ("StageResult",),
@@ -60,6 +64,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "AdoptSettings",
     "ClipSettings",
     "ComputeSettings",
     "DiffusionSettings",
@@ -86,6 +91,7 @@ __all__ = [
     "SweepSettings",
     "TrainSettings",
     "__version__",
+    "adopt",
     "convert",
     "download",
     "embed",

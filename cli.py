@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .pipeline.commands.adopt import adopt
 from .pipeline.commands.doctor import doctor
 from .pipeline.commands.download import download
 from .pipeline.commands.embed import embed
@@ -36,6 +37,7 @@ app = typer.Typer(
 for command in (
     download,
     embed,
+    adopt,
     inspect,
     train,
     evaluate,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from ..pipeline.clip.settings import ClipSettings
 from ..pipeline.config import PipelineSettings
-from ..pipeline.contract.embedding_files import pair_files
-from ..pipeline.contract.manifest import read_manifest, require_manifest
+from ..pipeline.contract.embedding_files import EMBEDDING_STAGES, pair_files
+from ..pipeline.contract.manifest import read_manifest, require_stage
 from ..pipeline.contract.other_layouts import require_known_layout
 from ..pipeline.contract.storage import Store, open_location
 from ..pipeline.errors import InputError, SettingsError
@@ -130,7 +130,10 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
         if pair_files(store.names(), store.url):
             return
         require_known_layout(store)
-    about = require_manifest(store, "embed").about
+    manifest = require_stage(store, read_manifest(store), *EMBEDDING_STAGES)
+    about = manifest.about
+    if "clip" not in about and manifest.stage == "adopt":  # no CLIP made them, so there is none to compare
+        return
     if "clip" not in about:
         raise InputError(f"{embeddings}: `priorkit embed` ended before it had a CLIP; run it again")
     if not is_same_clip(about["clip"], about.get("clip_settings", {}), recipe.embed.clip):

@@ -58,6 +58,10 @@ class ShardCommit:
             yield file
             self._files[name] = file.record()
 
+    def add(self, name: str, record: FileRecord) -> None:
+        """Add a file that already exists in the folder to this shard. The file itself is not touched."""
+        self._files[name] = record
+
     def write_log(self, name: str, value: Any) -> None:
         """Write a JSON log file, for example with timings.
 
@@ -208,7 +212,9 @@ class StageFolder:
 
 
 @contextlib.contextmanager
-def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> Iterator[StageFolder]:
+def open_stage(
+    store: Store, planned: Manifest, *, overwrite: bool = False, beside: bool = False
+) -> Iterator[StageFolder]:
     """Context manager that locks a stage's folder for writing and yields it as a `StageFolder`.
 
     Args:
@@ -216,6 +222,7 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
         planned: new manifest of the folder, with the stage, settings and input of this run. Unless `overwrite` is True,
             the shard records and `about` entries of the existing manifest are added to it.
         overwrite: True to discard the shards already in the folder, even if they were made with other settings.
+        beside: True to write the manifest beside files that the folder already contains, and never remove a file.
 
     Raises:
         FolderError: the location is a file, or the folder contains unrelated files, was written by another stage or is
@@ -223,13 +230,13 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
             False.
         InputError: the existing manifest or a record in the folder is damaged.
     """
-    check_stage(store, planned, overwrite=overwrite)
+    check_stage(store, planned, overwrite=overwrite, beside=beside)
     with lock_folder(store):
         finish_replacements(store)
         # check again now that the folder is locked: another writer may have changed it since the first check
-        existing = check_stage(store, planned, overwrite=overwrite)
+        existing = check_stage(store, planned, overwrite=overwrite, beside=beside)
         if existing is not None and overwrite:
-            _discard(store, existing)
+            _discard(store, existing, records_only=beside)
             existing = None
         planned.shards = existing.shards if existing is not None else {}
         planned.about = {**(existing.about if existing is not None else {}), **planned.about}
@@ -239,7 +246,12 @@ def open_stage(store: Store, planned: Manifest, *, overwrite: bool = False) -> I
 
 
 def check_stage(
-    store: Store, planned: Manifest, *, overwrite: bool = False, advice: str = "name another folder"
+    store: Store,
+    planned: Manifest,
+    *,
+    overwrite: bool = False,
+    advice: str = "name another folder",
+    beside: bool = False,
 ) -> Manifest | None:
     """Check that a stage may write to a folder.
 
@@ -248,6 +260,7 @@ def check_stage(
         planned: manifest that the stage is about to write. Only its stage and settings are compared.
         overwrite: True to accept a folder that was made with other settings.
         advice: what the user can do instead of restoring the old settings, as a phrase for the error message.
+        beside: True to accept a folder with unrelated files and without a manifest.
 
     Returns:
         The folder's manifest; None if the folder has none.
@@ -261,7 +274,7 @@ def check_stage(
     if existing is None:
         if store.fs.isfile(store.root):
             raise FolderError(f"{store.url} is a file; name a folder")
-        if others := _data_files(store):
+        if not beside and (others := _data_files(store)):
             raise FolderError(
                 f"{store.url} holds other work ({len(others)} files, such as {others[0]!r}) and no {MANIFEST_NAME}; "
                 "name a new or empty folder"
@@ -325,13 +338,16 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     return ", ".join(parts)
 
 
-def _discard(store: Store, manifest: Manifest) -> None:
+def _discard(store: Store, manifest: Manifest, *, records_only: bool) -> None:
     """Remove the record and the files of every shard in a manifest.
 
     The manifest file is kept, because it shows that priorkit created the folder.
+
+    Args:
+        records_only: True to keep the files, because priorkit did not create them.
     """
     for name in manifest.shards:
         store.remove(f"{RECORD_FOLDER}/{name}.json")
     for record in manifest.shards.values():
-        for name in (*record.files, *record.logs):
+        for name in (*(() if records_only else record.files), *record.logs):
             store.remove(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from ..errors import InputError
 from .manifest import ShardRecord
@@ -17,6 +18,10 @@ _EXTENSIONS = {"img_emb": "npy", "text_emb": "npy", "metadata": "parquet", "toke
 """File extension of each kind of file in an embedding shard, keyed by kind."""
 _FOREIGN_KINDS = ("img_emb", "text_emb", "metadata")
 """Kinds of files that priorkit reads in a folder without a manifest, such as one written by clip-retrieval."""
+EMBEDDING_STAGES = ("embed", "adopt")
+"""Stages that write folders of embeddings."""
+IN_PLACE_FILES = "files"
+"""Entry of a manifest's `about` section with the names of files that were adopted in place, by shard and kind."""
 _LAION_FOLDERS = {"images": "img_emb", "texts": "text_emb"}
 """Kind of the files in LAION-400M's embedding folders, keyed by folder name.
 
@@ -102,11 +107,20 @@ def missing_kinds(files: Mapping[str, str], kinds: Iterable[str], url: str) -> I
             )
 
 
-def recorded_files(record: ShardRecord) -> dict[str, str]:
+def recorded_files(record: ShardRecord, about: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Return the names of the files in an embedding shard, keyed by kind of file (`img_emb`, `metadata`, ...).
 
-    The shard's record must have been written by the `embed` command. Files of any other kind are omitted.
+    The shard's record must have been written by the `embed` or `adopt` command. Files of any other kind are omitted.
+
+    Args:
+        record: record of the shard.
+        about: section `about` of the manifest, which names files that were adopted in place; None if there are none.
     """
+    in_place = (about or {}).get(IN_PLACE_FILES)
+    if isinstance(in_place, Mapping):
+        files = in_place.get(record.name)
+        named = files.items() if isinstance(files, Mapping) else ()
+        return {kind: name for kind, name in named if kind in _EXTENSIONS and name in record.files}
     names = {kind: _name(kind, record.name) for kind in _EXTENSIONS}
     return {kind: name for kind, name in names.items() if name in record.files}
 

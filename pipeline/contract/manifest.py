@@ -216,20 +216,21 @@ def require_manifest(store: Store, stage: str) -> Manifest:
     return require_stage(store, read_manifest(store), stage)
 
 
-def require_stage(store: Store, manifest: Manifest | None, stage: str) -> Manifest:
-    """Return `manifest`, after checking that it is not None and that `stage` wrote it.
+def require_stage(store: Store, manifest: Manifest | None, stage: str, *others: str) -> Manifest:
+    """Return `manifest`, after checking that it is not None and that `stage`, or one of `others`, wrote it.
 
     Args:
         store: folder of the manifest, for messages.
         manifest: manifest of the folder; None if it has none.
         stage: stage that should have written the folder.
+        others: other stages that may have written it instead.
 
     Raises:
         InputError: the folder has no manifest, or another stage wrote it.
     """
     if manifest is None:
         raise InputError(f"{store.url} holds no result of `priorkit {stage}`; run that first or name another folder")
-    if manifest.stage != stage:
+    if manifest.stage not in (stage, *others):
         raise InputError(f"{store.url} was written by `priorkit {manifest.stage}`, not by `priorkit {stage}`")
     return manifest
 

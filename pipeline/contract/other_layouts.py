@@ -1,7 +1,4 @@
-"""Error messages for embeddings in an unsupported layout (file names or file formats that priorkit does not read).
-
-The messages describe the layout and how to convert the files.
-"""
+"""Error messages for embeddings in a layout that is not read directly, with the command that converts them."""
 
 from __future__ import annotations
 
@@ -50,31 +47,42 @@ def describe_other_layout(store: Store, names: list[str]) -> str:
     if "" in folders:
         kind = next(name.rpartition("_")[0] for name in names if _folder_of_embeddings(name) == "")
         return f"holds the files of {kind} alone; name the folder above it, which has img_emb, text_emb and metadata"
+    if len(folders) == 1:
+        return f"holds a folder of embeddings, {folders[0]}; name that one"
     if folders:
-        if len(folders) == 1:
-            return f"holds a folder of embeddings, {folders[0]}; name that one"
         return (
-            f"holds {len(folders)} folders of embeddings ({_shown(folders)}); name one of them, or move the files of "
-            "all into one folder and give each shard a number of its own"
+            f"holds {len(folders)} folders of embeddings ({_shown(folders)}); name one of them, or join all with "
+            f"{_adopt(store)}"
         )
     if archives := [name for name in names if name.endswith(".npz")]:
-        arrays = _arrays_in(store, archives[0])
+        arrays = archive_arrays(store, archives[0])
         kind = "DataComp's .npz files" if {"l14_img", "b32_img"} & set(arrays) else ".npz files"
+        pair = next((name for name in ("l14", "b32") if {f"{name}_img", f"{name}_txt"} <= set(arrays)), None)
+        roles = f"--source {pair}_txt --target {pair}_img " if pair else "--source ARRAY --target ARRAY "
         return (
-            f"holds {kind}, which are not read ({archives[0]} has {_shown(arrays) or 'no arrays'}); save the image and "
-            f"text arrays of one CLIP and the table as {_LAYOUT}"
+            f"holds {kind}, which are not read directly ({archives[0]} has {_shown(arrays) or 'no arrays'}); convert "
+            f"them with {_adopt(store, roles)}"
         )
     tables = [name for name in names if name.endswith(".parquet")]
-    if tables and (columns := _vector_columns(store, tables[0])):
+    if tables and (columns := vector_columns(store, tables[0])):
         return (
-            f"holds embeddings in columns of parquet, which are not read ({tables[0]} has {_shown(columns)}); save the "
-            f"columns as arrays and the rest as a table: {_LAYOUT}"
+            f"holds embeddings in columns of parquet, which are not read directly ({tables[0]} has {_shown(columns)}); "
+            f"convert them with {_adopt(store)}"
         )
     if arrays := [name for name in names if name.endswith(".npy")]:
-        return f"holds arrays of other names ({_shown(arrays)}); name them {_LAYOUT}"
+        return f"holds arrays of other names ({_shown(arrays)}); take them over with {_adopt(store)}"
     if others := [name for name in names if name.endswith(_TENSOR_SUFFIXES)]:
         return f"holds files that are not read as embeddings ({_shown(others)}); save them as {_LAYOUT}"
     return ""
+
+
+def _adopt(store: Store, roles: str = "") -> str:
+    """Return the `priorkit adopt` command that converts a folder, for messages.
+
+    Args:
+        roles: options that name the source and the target, followed by a space; empty if their names show their roles.
+    """
+    return f"`priorkit adopt {store.url} NEW_FOLDER {roles}--clip MODEL --clip-pretrained TAG`"
 
 
 def _folder_of_embeddings(name: str) -> str | None:
@@ -98,24 +106,26 @@ def _folder_of_embeddings(name: str) -> str | None:
     return "/".join(above[1:]) or None if folder == kind else None
 
 
-def _arrays_in(store: Store, name: str) -> list[str]:
+def archive_arrays(store: Store, name: str) -> list[str]:
+    """Return the sorted names of the arrays in an `.npz` archive. The list is empty if the file cannot be read."""
     with contextlib.suppress(zipfile.BadZipFile, OSError, InputError), store.open(name) as file:
         with zipfile.ZipFile(file) as archive:
             return sorted(member.removesuffix(".npy") for member in archive.namelist())
     return []
 
 
-def _vector_columns(store: Store, name: str) -> list[str]:
+def vector_columns(store: Store, name: str) -> list[str]:
     """Return the names of a Parquet file's columns that contain lists of floating-point numbers.
 
     The list is empty if the file cannot be read.
     """
     with contextlib.suppress(pa.ArrowException, OSError, InputError), store.open(name) as file:
-        return [field.name for field in open_parquet(file).schema_arrow if _is_vector(field.type)]
+        return [field.name for field in open_parquet(file).schema_arrow if is_vector(field.type)]
     return []
 
 
-def _is_vector(stored: pa.DataType) -> bool:
+def is_vector(stored: pa.DataType) -> bool:
+    """Return True if the values of an Arrow type are lists of floating-point numbers."""
     stored = plain_type(stored)
     is_list = pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
     return bool(is_list and pa.types.is_floating(stored.value_type))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..compute.stage import ProgressCallback
-from ..contract.embedding_files import group_files, missing_kinds, recorded_files
+from ..contract.embedding_files import IN_PLACE_FILES, group_files, missing_kinds, recorded_files
 from ..contract.manifest import Manifest, ShardRecord
 from ..contract.storage import TEMPORARY_SUFFIX, Store
 from ..contract.vectors.arrays import FileHeader, read_header
@@ -35,15 +35,23 @@ class _FolderInspector:
     Args:
         store: folder to inspect.
         inspection: findings to add to. `inspection.rows` must already be set.
-        embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
-        dim_source: name of the file that states `embed_dim`, for use in messages.
+        sizes: embedding size that every array of a kind must have, by kind; empty to use the size of the first array.
+        dim_source: name of the file that states the sizes, for use in messages.
         recorded: True for a folder with a manifest that `embed` wrote.
+        comparable: True if image and text embeddings are in one space, so that cosines between them mean something.
     """
 
     def __init__(
-        self, store: Store, inspection: Inspection, embed_dim: int | None, dim_source: str, *, recorded: bool
+        self,
+        store: Store,
+        inspection: Inspection,
+        sizes: Mapping[str, int | None],
+        dim_source: str,
+        *,
+        recorded: bool,
+        comparable: bool = True,
     ) -> None:
-        self.vectors = VectorInspector(store, inspection, inspection.rows, embed_dim, dim_source)
+        self.vectors = VectorInspector(store, inspection, inspection.rows, sizes, dim_source, comparable=comparable)
         self.metadata = MetadataInspector(store, inspection, recorded=recorded)
         self._names: list[str] = []
         self._first_rows: list[int] = []
@@ -70,7 +78,7 @@ class _FolderInspector:
 
 
 class RecordedEmbeddings:
-    """Inspector for an embeddings folder that `embed` wrote.
+    """Inspector for an embeddings folder that `embed` or `adopt` wrote.
 
     Call `inspect` for each shard in the order of the shard names, and then `finish`.
 
@@ -82,12 +90,20 @@ class RecordedEmbeddings:
 
     def __init__(self, store: Store, inspection: Inspection, manifest: Manifest) -> None:
         self._store, self._inspection, self._manifest = store, inspection, manifest
-        self._kinds = ["metadata", *_array_kinds(manifest.settings)]
-        clip: Any = manifest.about.get("clip")
-        embed_dim = clip.get("embed_dim") if isinstance(clip, Mapping) else None
-        self._folder = _FolderInspector(store, inspection, embed_dim, "the manifest", recorded=True)
+        is_adopted = manifest.stage == "adopt"
+        self._kinds = [] if is_adopted else ["metadata", *_array_kinds(manifest.settings)]
+        clip, spaces = manifest.about.get("clip"), manifest.about.get("spaces")
+        sizes = _space_sizes(spaces) if is_adopted else _same_size(clip)
+        self._folder = _FolderInspector(
+            store,
+            inspection,
+            sizes,
+            "the manifest",
+            recorded=not is_adopted,
+            comparable=not is_adopted or clip is not None,
+        )
         self._first_row = 0
-        if clip is None:
+        if clip is None and not is_adopted:
             inspection.add_problem(
                 "manifest.json does not say which CLIP made the embeddings; run `priorkit embed` again"
             )
@@ -100,7 +116,7 @@ class RecordedEmbeddings:
             differing: names of the shard's files that are missing or whose hash differs from the record. They are
                 already reported as problems, so further faults in these files are reported as notes.
         """
-        inspection, files = self._inspection, recorded_files(record)
+        inspection, files = self._inspection, recorded_files(record, self._manifest.about)
         for kind in self._kinds:
             if kind not in files:
                 inspection.add_problem(f"shard {record.name}: its record has no file of {kind}")
@@ -122,19 +138,36 @@ class RecordedEmbeddings:
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
             inspection.add_problem(
-                f"holds {len(manifest.shards):,} of {planned:,} shards: `priorkit embed` is still running or was "
-                "killed; run it again"
+                f"holds {len(manifest.shards):,} of {planned:,} shards: `priorkit {manifest.stage}` is still running "
+                "or was killed; run it again"
             )
         recorded = {name for record in manifest.shards.values() for name in record.files}
-        for folder in _FOLDERS:
+        in_place = IN_PLACE_FILES in manifest.about  # other files of the folder are not priorkit's
+        for folder in () if in_place else _FOLDERS:
             for name in self._store.names(folder):
                 if name.endswith(TEMPORARY_SUFFIX):
                     inspection.add_note(f"{name} was left by a writer that was killed; the next run removes it")
                 elif name not in recorded:
                     inspection.add_problem(
-                        f"{name} is in no record: run `priorkit embed` again, or remove it if it is not its"
+                        f"{name} is in no record: run `priorkit {manifest.stage}` again, or remove it if it is not its"
                     )
         self._folder.finish()
+
+
+def _same_size(clip: Any) -> dict[str, int | None]:
+    """Return the embedding size of a CLIP for each kind of embeddings; empty if the manifest does not state it."""
+    size = clip.get("embed_dim") if isinstance(clip, Mapping) else None
+    return {} if size is None else dict.fromkeys(WORDS, size)
+
+
+def _space_sizes(spaces: Any) -> dict[str, int | None]:
+    """Return the embedding size of each kind, as recorded for the spaces of an adopted folder."""
+    sizes: dict[str, int | None] = {}
+    for role, kind in (("target", "img_emb"), ("source", "text_emb")):
+        space = spaces.get(role) if isinstance(spaces, Mapping) else None
+        if isinstance(space, Mapping):
+            sizes[kind] = space.get("size")
+    return sizes
 
 
 def _array_kinds(settings: Mapping[str, Any]) -> list[str]:
@@ -177,7 +210,7 @@ def inspect_foreign_embeddings(store: Store, names: list[str], progress: Progres
     if shards and not inspection.rows:
         inspection.add_problem("the folder holds no rows; embed it again")
     inspection.shards = len(groups)
-    folder = _FolderInspector(store, inspection, None, "", recorded=False)
+    folder = _FolderInspector(store, inspection, {}, "", recorded=False)
     for done, parts in enumerate(shards):
         progress(done, len(shards), parts.name)
         folder.inspect(parts)

@@ -24,6 +24,7 @@ _Recorded = RecordedImages | RecordedEmbeddings
 _INSPECTORS: dict[str, Callable[[Store, Inspection, Manifest], _Recorded]] = {
     "download": RecordedImages,
     "embed": RecordedEmbeddings,
+    "adopt": RecordedEmbeddings,
 }
 """Inspector class for each stage whose output files are parsed.
 

@@ -77,15 +77,23 @@ class VectorInspector:
         store: folder of the shards.
         inspection: findings to add to.
         total: number of rows in the folder.
-        embed_dim: embedding dimension that every array must have; None to use the dimension of the first array.
-        dim_source: name of the file that states `embed_dim`, for use in messages.
+        sizes: embedding size that every array of a kind must have, by kind; empty to use the size of the first array.
+        dim_source: name of the file that states the sizes, for use in messages.
+        comparable: True if image and text embeddings are in one space, so that cosines between them mean something.
     """
 
     def __init__(
-        self, store: Store, inspection: Inspection, total: int, embed_dim: int | None, dim_source: str
+        self,
+        store: Store,
+        inspection: Inspection,
+        total: int,
+        sizes: Mapping[str, int | None],
+        dim_source: str,
+        *,
+        comparable: bool = True,
     ) -> None:
         self._store, self._inspection = store, inspection
-        self._embed_dim, self._dim_source = embed_dim, dim_source
+        self._sizes, self._dim_source, self._comparable = dict(sizes), dim_source, comparable
         self._bank = NeighbourBank(total)
         self._images = Repeats()
         self._sound_images = 0
@@ -110,7 +118,7 @@ class VectorInspector:
                     del streams[kind]
                     continue
                 units[kind] = self._inspect_block(shard, kind, start, stored)
-            if len(units) == len(WORDS):
+            if len(units) == len(WORDS) and self._comparable:
                 self._compare(units["img_emb"], units["text_emb"], differences)
             start += _BLOCK_ROWS
         if differences.rows >= _FEWEST_PAIRS:
@@ -127,16 +135,14 @@ class VectorInspector:
         except InputError as error:
             report(f"shard {shard.name}: {error}")
             return False
-        if self._embed_dim is None:
-            self._embed_dim, self._dim_source = header.embed_dim, name
-        if header.embed_dim != self._embed_dim:
-            report(
-                f"shard {shard.name}: {name} holds embeddings of {header.embed_dim}, {self._dim_source} "
-                f"says {self._embed_dim}"
-            )
+        if not self._sizes:  # without a manifest, all arrays have the size of the first
+            self._sizes, self._dim_source = dict.fromkeys(WORDS, header.embed_dim), name
+        size = self._sizes.get(kind)
+        if header.embed_dim != size:
+            report(f"shard {shard.name}: {name} holds embeddings of {header.embed_dim}, {self._dim_source} says {size}")
         if header.rows != shard.rows:
             report(f"shard {shard.name}: {name} has {header.rows} rows, {shard.counted_by} says {shard.rows}")
-        return header.embed_dim == self._embed_dim and header.rows == shard.rows
+        return header.embed_dim == size and header.rows == shard.rows
 
     def _inspect_block(self, shard: ShardParts, kind: str, start: int, stored: np.ndarray) -> np.ndarray:
         """Report rows that are not unit vectors, and return the normalised rows.

@@ -9,6 +9,7 @@ goes to a temporary folder, which is deleted when the reader is garbage-collecte
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 import threading
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from ..contract.arrow.columns import as_text
 from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import column_fault
-from ..contract.manifest import READ_BLOCK_ROWS
+from ..contract.manifest import READ_BLOCK_ROWS, fingerprint
 from ..contract.storage import Store
 from ..errors import InputError
 from .cached_array import FOLDER
@@ -117,7 +118,9 @@ class CaptionReader:
 
     def _small_groups(self, source: _Source, shard: EmbeddingShard) -> _Source:
         """Return a copy of a shard's captions in small row groups; create the copy if it does not exist."""
-        number = shard.files["img_emb"].rpartition("_")[2].partition(".")[0]
+        name = shard.files["metadata"]
+        plain = re.fullmatch(r"metadata/metadata_([0-9]+)\.parquet", name)
+        number = plain[1] if plain else fingerprint(name)[:16]  # files adopted in place have names of any kind
         name = f"{FOLDER}/captions_{self._mark}/captions_{number}.parquet"
         with contextlib.suppress(OSError, pa.ArrowException, InputError):  # missing or damaged: copy it again
             copy = _open(self._copies, name)

@@ -57,7 +57,7 @@ class EmbeddingBatch:
     image_embed: np.ndarray
     """`[B, D]` float32, L2-normalised."""
     text_embed: np.ndarray
-    """`[B, D]` float32, L2-normalised."""
+    """`[B, S]` float32, L2-normalised. Its size S equals D unless the two come from different models."""
     token_states: np.ndarray | None
     """`[B, T, W]` float32, padded with zeros; None if not requested."""
 
@@ -66,7 +66,7 @@ class EmbeddingDataset:
     """Embedding shards of one folder, checked against the manifest or, without a manifest, against each other.
 
     Args:
-        url: folder written by `embed` or clip-retrieval, or published by LAION.
+        url: folder written by `embed`, `adopt` or clip-retrieval, or published by LAION.
         settings: read settings, such as split fractions; None for the defaults.
         known_files: size, modification time and hash of files, keyed by file name, as recorded elsewhere (such as in
             the folder of a trained prior). Files whose size and time still match are not hashed again. Used only for
@@ -101,6 +101,10 @@ class EmbeddingDataset:
         self._folder = open_folder(self.store)
         self.shards = self._folder.shards
         self.embed_dim = self._folder.embed_dim
+        """Size of the image embeddings, which are the target of a prior."""
+        self.text_dim = self._folder.text_dim
+        """Size of the text embeddings, which are the source of a prior. It differs from `embed_dim` only in folders of
+        `adopt`, if the two come from different models."""
         self.token_width = self._folder.token_width
         """Width of the stored token states; None if none are stored."""
         self.shard_starts = np.cumsum([0] + [shard.rows for shard in self.shards])
@@ -157,6 +161,27 @@ class EmbeddingDataset:
         return dict(self._folder.about.get("clip", {}))
 
     @property
+    def spaces(self) -> dict[str, Any] | None:
+        """Names and sizes of the source and the target, by role, if `adopt` recorded that no CLIP made the embeddings.
+
+        None for the embeddings of a CLIP, and if the folder has no manifest. The text and image embeddings are then in
+        one space, in which they can be compared.
+        """
+        about = self._folder.about
+        if "clip" in about or not isinstance(about.get("spaces"), dict):
+            return None
+        spaces: dict[str, Any] = about["spaces"]
+        return {
+            role: {"name": each.get("name"), "size": each.get("size"), "model": about.get("not_clip")}
+            for role in ("source", "target")
+            if isinstance(each := spaces.get(role), dict)
+        }
+
+    def dim(self, kind: str) -> int:
+        """Return the size of the embeddings of one kind, `img_emb` or `text_emb`."""
+        return self.text_dim if kind == "text_emb" else self.embed_dim
+
+    @property
     def clip_settings(self) -> dict[str, Any]:
         """Settings for loading the CLIP model that computed the embeddings, as recorded in the manifest.
 
@@ -175,6 +200,8 @@ class EmbeddingDataset:
             InputError: the folder has no manifest.
         """
         if name not in self._folder.about:
+            if self.spaces is not None:
+                raise InputError(f"{self.store.url} was not made by a CLIP: it was adopted with --not-clip")
             raise InputError(
                 f"{self.store.url} does not name its CLIP: it has no manifest. Name it in the recipe (embed.clip), or "
                 "make the folder with `priorkit embed`"
@@ -306,12 +333,12 @@ class EmbeddingDataset:
             rows: `[B]` row numbers.
 
         Returns:
-            `[B, D]` float32 embeddings of norm 1, where D is the embedding size.
+            `[B, D]` float32 embeddings of norm 1, where D is the embedding size of this kind.
 
         Raises:
             InputError: an embedding is not a unit vector; see `contract.vectors.rules`.
         """
-        embeds = np.empty((len(rows), self.embed_dim), np.float32)
+        embeds = np.empty((len(rows), self.dim(kind)), np.float32)
         with np.errstate(over="ignore"):  # values too large for float32 become infinite and are rejected below
             for shard, positions, local_rows in self._rows_by_shard(rows):
                 embeds[positions] = shard.array(kind)[local_rows]
@@ -410,7 +437,7 @@ def read_embeddings(url: str = "data/embeddings", settings: ReadSettings | None 
     """Open a folder of embedding shards, and check that no file is missing or truncated.
 
     Args:
-        url: folder written by `embed` or clip-retrieval, or published by LAION.
+        url: folder written by `embed`, `adopt` or clip-retrieval, or published by LAION.
         settings: read settings, such as split fractions; None for the defaults.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..contract.embedding_files import EMBEDDING_STAGES
 from ..contract.manifest import read_manifest, require_stage
 from ..contract.other_layouts import require_known_layout
 from ..contract.storage import Store
@@ -11,7 +12,7 @@ from .shards import FolderShards
 
 
 def open_folder(store: Store) -> FolderShards:
-    """Open the shards of a folder written by `embed` or clip-retrieval, or published by LAION.
+    """Open the shards of a folder written by `embed`, `adopt` or clip-retrieval, or published by LAION.
 
     The shards are listed in the manifest. Without a manifest, the file names determine the shards.
 
@@ -23,4 +24,4 @@ def open_folder(store: Store) -> FolderShards:
         if (foreign := open_foreign(store)) is not None:
             return foreign
         require_known_layout(store)
-    return open_recorded(store, require_stage(store, manifest, "embed"))
+    return open_recorded(store, require_stage(store, manifest, *EMBEDDING_STAGES))

@@ -46,6 +46,7 @@ def open_foreign(store: Store) -> FolderShards | None:
     return FolderShards(
         shards=shards,
         embed_dim=headers[first["img_emb"]].embed_dim,
+        text_dim=headers[first["img_emb"]].embed_dim,
         foreign_files=tuple(names),
         notes=folder_notes(pairs, headers),
     )

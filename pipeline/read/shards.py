@@ -24,7 +24,6 @@ from ..contract.vectors.embeddings import (
     GROUP_COLUMNS,
     KEY_COLUMNS,
 )
-from ..contract.vectors.rules import WORDS
 from ..errors import InputError
 
 _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
@@ -32,7 +31,7 @@ _TEXT_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
 _STREAM_BYTES = 1 << 20
 """Buffer size in bytes for streaming row groups, which can be of any size in files not written by priorkit."""
 _EMBED_DTYPE = np.dtype(np.float16)
-"""Dtype of the embeddings that `embed` stores."""
+"""Dtype of the embeddings that `embed` and `adopt` store."""
 
 
 class EmbeddingShard:
@@ -45,7 +44,8 @@ class EmbeddingShard:
         files: path of each file relative to the embeddings folder, keyed by kind, such as `img_emb` or `metadata`.
         layouts: layouts (row count, row shape, dtype and byte offset) of the arrays whose headers have already been
             read, keyed by kind. The header of any other array is read on first use.
-        embed_dim: expected embedding size, checked in each header that is read later; None to skip the check.
+        dims: expected embedding size by kind, checked in each header that is read later; None to skip the check.
+        stage: stage that wrote the shard, for messages.
     """
 
     def __init__(
@@ -55,9 +55,10 @@ class EmbeddingShard:
         counted_by: str,
         files: Mapping[str, str],
         layouts: Mapping[str, ArrayLayout] | None = None,
-        embed_dim: int | None = None,
+        dims: Mapping[str, int] | None = None,
+        stage: str = "embed",
     ) -> None:
-        self._store, self._counted_by, self._embed_dim = store, counted_by, embed_dim
+        self._store, self._counted_by, self._dims, self._stage = store, counted_by, dims or {}, stage
         self.rows = rows
         self.files = files
         self._layouts = dict(layouts or {})
@@ -70,35 +71,56 @@ class EmbeddingShard:
         self._arrays: dict[str, np.ndarray] = {}
 
     @staticmethod
-    def from_record(store: Store, record: ShardRecord, sizes: Mapping[str, int], embed_dim: int) -> EmbeddingShard:
-        """Open a shard that `embed` recorded in a manifest.
+    def from_record(
+        store: Store, record: ShardRecord, sizes: Mapping[str, int], dims: Mapping[str, int], stage: str = "embed"
+    ) -> EmbeddingShard:
+        """Open a shard that `embed` or `adopt` recorded in a manifest.
 
         Args:
             store: embeddings folder.
             record: the shard's record in the manifest.
             sizes: file sizes in bytes, keyed by path in the folder.
-            embed_dim: embedding size from the manifest.
+            dims: embedding sizes from the manifest, by kind.
+            stage: stage that wrote the folder, for messages.
 
         Raises:
             InputError: a file is missing, its size or number of rows differs from the record, or the shard has no
                 image embeddings.
         """
         files = recorded_files(record)
+        EmbeddingShard.require_files(store, record, files, sizes, stage)
+        shard = EmbeddingShard(store, record.rows, "its record", files, dims=dims, stage=stage)
+        for kind in ("img_emb", "text_emb"):
+            expected_bytes = HEADER_BYTES + record.rows * dims[kind] * _EMBED_DTYPE.itemsize
+            if (
+                kind in files and record.files[files[kind]].bytes != expected_bytes
+            ):  # the header is read only if the file size is unexpected
+                shard.layout(kind)
+        return shard
+
+    @staticmethod
+    def require_files(
+        store: Store, record: ShardRecord, files: Mapping[str, str], sizes: Mapping[str, int], stage: str
+    ) -> None:
+        """Check that a recorded shard has image embeddings, and that its files exist with the recorded sizes.
+
+        Args:
+            store: embeddings folder.
+            record: the shard's record in the manifest.
+            files: path of each file in the folder, by kind.
+            sizes: file sizes in bytes, keyed by path in the folder.
+            stage: stage that wrote the folder, for messages.
+
+        Raises:
+            InputError: the shard has no image embeddings, or a file is missing or its size differs from the record.
+        """
         if "img_emb" not in files:
             raise InputError(f"{store.url} holds no img_emb: it was embedded with embed.image=false")
         for name, entry in record.files.items():
             size = sizes.get(name)
             if size != entry.bytes:
                 state = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
-                raise InputError(f"{store.url}/{name} {state}; run `priorkit embed` again to restore it")
-        shard = EmbeddingShard(store, record.rows, "its record", files, embed_dim=embed_dim)
-        for kind in ("img_emb", "text_emb"):
-            expected_bytes = HEADER_BYTES + record.rows * embed_dim * _EMBED_DTYPE.itemsize
-            if (
-                kind in files and record.files[files[kind]].bytes != expected_bytes
-            ):  # the header is read only if the file size is unexpected
-                shard.layout(kind)
-        return shard
+                raise InputError(f"{store.url}/{name} {state}; run `priorkit {stage}` again to restore it")
 
     def has(self, kind: str) -> bool:
         """Return True if the shard has a file of the given kind, such as `text_emb`."""
@@ -123,12 +145,12 @@ class EmbeddingShard:
             layout = read_layout(self._store, name)
             expected = {"offsets": self.rows + 1, "token_states": layout.rows}.get(kind, self.rows)
             self._require_rows(name, layout.rows, expected)
-            width = self._embed_dim
-            if width is not None and kind in WORDS and (layout.row_shape, layout.dtype) != ((width,), _EMBED_DTYPE):
+            width = self._dims.get(kind)
+            if width is not None and (layout.row_shape, layout.dtype) != ((width,), _EMBED_DTYPE):
                 size = layout.row_shape[0] if len(layout.row_shape) == 1 else f"shape {list(layout.row_shape)}"
                 raise InputError(
                     f"{self._store.url}/{name} holds embeddings of {size} in {layout.dtype}, the "
-                    f"manifest says {width} in {_EMBED_DTYPE}; run `priorkit embed` again to restore it"
+                    f"manifest says {width} in {_EMBED_DTYPE}; run `priorkit {self._stage}` again to restore it"
                 )
             self._layouts[kind] = layout
         return self._layouts[kind]
@@ -337,6 +359,9 @@ class FolderShards:
     shards: list[EmbeddingShard]
     """All shards, ordered by name or number."""
     embed_dim: int
+    """Size of the image embeddings, which are the target of a prior."""
+    text_dim: int
+    """Size of the text embeddings, which are the source of a prior."""
     token_width: int | None = None
     """Width of the stored token states; None if none are stored."""
     about: dict[str, Any] = field(default_factory=dict)

@@ -66,8 +66,8 @@ class TrainBatch:
     image_embed: np.ndarray
     """`[b, D]` embeddings of norm 1; float16 if the dataset stores all image embeddings as float16, else float32."""
     text_embed: np.ndarray | None
-    """`[b, D]` embeddings of norm 1; float16 if the dataset stores all text embeddings as float16, else float32.
-    None if not requested."""
+    """`[b, S]` embeddings of norm 1, whose size S usually equals D; float16 if all text embeddings are stored as
+    float16, else float32. None if not requested."""
     token_states: np.ndarray | None
     """`[b, T, W]` float16, padded with zeros; None if not requested."""
     captions: list[str] | None
@@ -104,8 +104,7 @@ class Buffers:
 
     def __init__(self, dataset: EmbeddingDataset, columns: Columns) -> None:
         rows = min(dataset.count, dataset.settings.shuffle_window + dataset.settings.block_rows - 1)
-        size = dataset.embed_dim
-        self.embeds = {kind: np.empty((rows, size), dataset.embed_dtype(kind)) for kind in columns.embeds}
+        self.embeds = {kind: np.empty((rows, dataset.dim(kind)), dataset.embed_dtype(kind)) for kind in columns.embeds}
 
 
 class BlockReader:
@@ -153,8 +152,7 @@ class BlockReader:
         `ShuffleWindow.fill` later copies the rows into the batch.
         """
         count = len(share.places)
-        size = self.dataset.embed_dim
-        embeds = {kind: np.empty((count, size), dtype) for kind, dtype in self._dtypes.items()}
+        embeds = {kind: np.empty((count, self.dataset.dim(kind)), dtype) for kind, dtype in self._dtypes.items()}
         length, width = self.columns.max_text_len, self.dataset.token_width or 0
         return TrainBatch(
             rows=np.empty(count, np.int64),

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
 from .predictors import RANDOM, RESIDUAL, Predictor, RowNoise, to_unit_norm
-from .settings import BASELINES
+from .settings import BASELINES, ONE_SPACE_BASELINES, BaselineName
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties to try, as multiples of the mean diagonal element of X'X, where X holds centred text embeddings."""
@@ -21,7 +21,7 @@ class Bank:
     """Embeddings of M training rows (pairs of an image and a caption), used to fit the baselines."""
 
     text: np.ndarray
-    """Text embeddings `[M, D]` float32, where D is the embedding size."""
+    """Text embeddings `[M, S]` float32, whose size S equals D unless they come from another model."""
     image: np.ndarray
     """Image embeddings `[M, D]` float32, where D is the embedding size."""
 
@@ -36,7 +36,7 @@ class Bank:
         return Bank(batch.text_embed, batch.image_embed)
 
 
-def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
+def fit_baselines(bank: Bank, draws: int, seed: int, *, one_space: bool = True) -> dict[str, Predictor]:
     """Fit all baselines to training rows, and return the resulting predictors, keyed by baseline name.
 
     Args:
@@ -44,13 +44,25 @@ def fit_baselines(bank: Bank, draws: int, seed: int) -> dict[str, Predictor]:
         draws: K, the number of embeddings to predict per row. `text_embedding`, `MeanShift` and `Ridge` ignore it and
             always predict one.
         seed: seed for the baselines that use random numbers.
+        one_space: False if text and image embeddings are in different spaces. `text_embedding` and `MeanShift`, which
+            take a text embedding for an image embedding, are then left out.
     """
     regression = Ridge(bank)
+    of_one_space: tuple[Predictor, ...] = (text_embedding, MeanShift(bank)) if one_space else ()
     fitted: tuple[Predictor, ...] = (
-        text_embedding, MeanShift(bank), regression, LinearGaussian(regression, bank, draws, seed),
-        NearestNeighbours(bank, draws), RandomImages(bank, draws, seed),
+        *of_one_space, regression, LinearGaussian(regression, bank, draws, seed), NearestNeighbours(bank, draws),
+        RandomImages(bank, draws, seed),
     )  # fmt: skip
-    return dict(zip(BASELINES, fitted, strict=True))
+    return dict(zip(known_baselines(one_space), fitted, strict=True))
+
+
+def known_baselines(one_space: bool) -> tuple[BaselineName, ...]:
+    """Return the names of the baselines that can be evaluated, in the order of tables and plots.
+
+    Args:
+        one_space: False if text and image embeddings are in different spaces.
+    """
+    return BASELINES if one_space else tuple(name for name in BASELINES if name not in ONE_SPACE_BASELINES)
 
 
 def text_embedding(batch: EmbeddingBatch, row_ids: np.ndarray) -> np.ndarray:

@@ -87,6 +87,12 @@ def _require_one_space(evaluations: Sequence[str], metrics: Sequence[dict[str, A
             f"their embeddings are of other CLIPs ({_listed(evaluations, names)}, by the hash of the "
             "weights), so that their numbers are of other spaces; evaluate on embeddings of one CLIP"
         )
+    spaces = [one["embeddings"].get("spaces") for one in metrics]
+    if any(each != spaces[0] for each in spaces):
+        raise InputError(
+            f"their embeddings are of other sources or targets ({_listed(evaluations, spaces)}), so that their "
+            "numbers are of other spaces; evaluate on embeddings of one pair of spaces"
+        )
     dims = [one["embeddings"]["embed_dim"] for one in metrics]
     if len(set(dims)) > 1:
         raise InputError(

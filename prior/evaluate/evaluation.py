@@ -16,11 +16,12 @@ from ...pipeline.compute.parallel import Worker, map_shards
 from ...pipeline.compute.settings import ComputeSettings
 from ...pipeline.compute.stage import ProgressCallback, no_progress
 from ...pipeline.read.dataset import EmbeddingDataset, Split
+from .baselines import known_baselines
 from .distances import EmbeddingSet, set_distances
 from .metrics import Interval, mean_intervals
 from .predictors import as_units
 from .rows import BLOCK_ROWS, EvaluatedRows
-from .scoring import GIVEN, BlockScores, ScoreTask, Variant, variants
+from .scoring import GIVEN, BlockScores, ScoreTask, Variant, is_one_space, variants
 from .settings import EvaluateSettings
 
 _SAME_FOR_ALL = 1e-6
@@ -92,7 +93,9 @@ class SplitScores:
         self._rows = EvaluatedRows(dataset, split, settings)
         self._real = _image_set(dataset, self._rows.rows[: settings.distance_rows])
         self._variants: Mapping[str, Variant] = {} if given else {way.name: way for way in variants(settings)}
-        names = [*([GIVEN] if given else self._variants), *settings.baselines]
+        usable = known_baselines(is_one_space(dataset))
+        baselines = [name for name in settings.baselines if name in usable]
+        names = [*([GIVEN] if given else self._variants), *baselines]
         self._predictors = {name: PredictorScores(self._rows, self._real, settings) for name in names}
         self._losses: dict[str, LossScores] = {}
         if not given:

@@ -146,10 +146,13 @@ class Scorer:
             row = int(batch.rows[np.flatnonzero(~finite)[0]])
             problem = f"not finite, or of norm 0, first for row {row}"
             return BlockScores(task, {}, np.empty((0, 0)), draws.shape[1], problem)
-        unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
+        texts = None
+        if is_one_space(self._dataset):
+            unrelated = self._dataset.take(evaluated.rows[evaluated.unrelated[chosen]]).text_embed
+            texts = as_units(batch.text_embed), as_units(unrelated)
         truth = as_units(batch.image_embed)
         nearer = rank(draws[:, 0], truth, self._gallery(task.split), evaluated.gallery_index[chosen])
-        values = row_metrics(draws, truth, as_units(batch.text_embed), as_units(unrelated), nearer)
+        values = row_metrics(draws, truth, texts, nearer)
         # copy the first draws, because a view would keep all draws of the block in memory
         first_draws = draws[: max(0, self._settings.distance_rows - chosen.start), 0].copy()
         return BlockScores(task, values, first_draws, draws.shape[1])
@@ -171,7 +174,7 @@ class Scorer:
                 f"{self._dataset.store.url}: the training split has {len(bank.text)} rows, and baselines need at least "
                 "2; lower read.test_fraction or read.validation_fraction"
             )
-        return fit_baselines(bank, self._settings.draws, self._settings.seed)
+        return fit_baselines(bank, self._settings.draws, self._settings.seed, one_space=is_one_space(self._dataset))
 
     def _prior(self, weights: WeightsName) -> Prior:
         assert self._load_prior is not None
@@ -199,8 +202,13 @@ class Scorer:
         return self._baselines[name]
 
 
+def is_one_space(dataset: EmbeddingDataset) -> bool:
+    """Return True if the text and image embeddings of a dataset are in one space, so that they can be compared."""
+    return dataset.spaces is None and dataset.text_dim == dataset.embed_dim
+
+
 def row_metrics(
-    draws: np.ndarray, image: np.ndarray, text: np.ndarray, unrelated: np.ndarray, nearer: np.ndarray
+    draws: np.ndarray, image: np.ndarray, texts: tuple[np.ndarray, np.ndarray] | None, nearer: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the per-row values `[B]` of all metrics that are averaged over rows, keyed by metric name.
 
@@ -210,18 +218,24 @@ def row_metrics(
     Args:
         draws: predicted embeddings of each row, `[B, K, D]`.
         image: embedding of each row's true image, `[B, D]`.
-        text: embedding of each row's caption, `[B, D]`.
-        unrelated: text embedding of an unrelated caption for each row, `[B, D]`.
+        texts: embedding of each row's caption and of an unrelated caption, `[B, D]` each. None if texts and images are
+            in different spaces; cosines to text are then left out, because they mean nothing.
         nearer: number of gallery images that are closer to the first predicted embedding than the true image is, `[B]`.
     """
-    to_text = cosine(draws, text)
+    cosines = {}
+    if texts is not None:
+        text, unrelated = texts
+        to_text = cosine(draws, text)
+        cosines = {
+            "cosine_to_text": to_text,
+            "cosine_to_unrelated_caption": cosine(draws, unrelated),
+            "difference_from_baseline": to_text - cosine(image[:, None], text),
+        }
     recalls = {f"recall_at_{n}": (nearer < n).astype(np.float64) for n in RECALL_AT}
     return {
         "energy_score": energy_score(draws, image),
         "cosine_to_image": cosine(draws, image),
-        "cosine_to_text": to_text,
-        "cosine_to_unrelated_caption": cosine(draws, unrelated),
-        "difference_from_baseline": to_text - cosine(image[:, None], text),
+        **cosines,
         **recalls,
         "diversity": diversity(draws),
     }

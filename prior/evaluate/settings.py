@@ -17,6 +17,8 @@ BaselineName = Literal[
 ]  # fmt: skip
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 """Names of all baselines, in the order in which tables and plots show them."""
+ONE_SPACE_BASELINES: tuple[BaselineName, ...] = ("text embedding", "mean shift")
+"""Names of the baselines that take a text embedding for an image embedding, which needs both in one space."""
 
 
 class SweepSettings(Settings):

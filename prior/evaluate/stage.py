@@ -28,8 +28,8 @@ from ..model.train_manifest import recorded_files
 from .evaluation import compute_metrics
 from .folder import FORMAT_VERSION, METRICS_NAME, RECORD, STAGE, evaluate_manifest, rows_name
 from .rows import EvaluatedRows
-from .scoring import ScorerMaker, variants
-from .settings import EvaluateSettings
+from .scoring import ScorerMaker, is_one_space, variants
+from .settings import ONE_SPACE_BASELINES, EvaluateSettings
 from .subject import PriorSource, Subject, find_subject
 
 
@@ -87,6 +87,7 @@ def evaluate(
         tell=lambda note: progress(0, None, note),
     )
     about = {"subject": subject.described(dataset), "embeddings": {"path": embeddings, **_identify(dataset)}}
+    _require_baselines(dataset, settings)
     store = Store(evaluation)
     inputs = {RECORD: _input(subject, dataset, settings)}
     with open_stage(store, evaluate_manifest(), overwrite=overwrite) as folder:
@@ -112,18 +113,41 @@ def evaluate(
         folder.finish()
         seconds, cluster = time.monotonic() - start, describe_cluster(compute)
         return StageResult(
-            STAGE, store.url, rows, done_now, "rows", rows, seconds, notes=dataset.notes, device=device, cluster=cluster
+            STAGE, store.url, rows, done_now, "rows", rows, seconds,
+            notes=[*dataset.notes, *_left_out(dataset)], device=device, cluster=cluster,
+        )  # fmt: skip
+
+
+def _left_out(dataset: EmbeddingDataset) -> list[str]:
+    """Return a note about metrics that mean nothing for these embeddings and are therefore left out."""
+    if is_one_space(dataset):
+        return []
+    return [
+        "source and target are in different spaces: cosines to the source, and the baselines "
+        f"{' and '.join(ONE_SPACE_BASELINES)}, mean nothing and are left out"
+    ]
+
+
+def _require_baselines(dataset: EmbeddingDataset, settings: EvaluateSettings) -> None:
+    """Raise SettingsError if the recipe names a baseline that means nothing for these embeddings."""
+    if is_one_space(dataset) or "baselines" not in settings.model_fields_set:
+        return
+    if unusable := [name for name in settings.baselines if name in ONE_SPACE_BASELINES]:
+        raise SettingsError(
+            f"evaluate.baselines: {unusable[0]!r} needs source and target in one space, and {dataset.store.url} has "
+            "two; leave it out"
         )
 
 
 def _identify(dataset: EmbeddingDataset) -> dict[str, Any]:
     """Return the `metrics.json` entries that identify the embeddings independently of the location of their folder.
 
-    The entries are the content fingerprint, the hash of the CLIP model's weights (None if unknown) and the embedding
-    size.
+    The entries are the content fingerprint, the hash of the CLIP model's weights (None if unknown), the embedding size
+    and, if no CLIP made the embeddings, the names and sizes of the source and the target.
     """
     clip = dataset.clip_if_known.get("weights_sha256")
-    return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim}
+    spaces = {} if dataset.spaces is None else {"spaces": dataset.spaces}
+    return {"content": dataset.content_fingerprint, "clip": clip, "embed_dim": dataset.embed_dim, **spaces}
 
 
 def plan_evaluate(

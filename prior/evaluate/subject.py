@@ -20,6 +20,7 @@ from ..model.config import TrainedOn
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, load_config
 from ..model.prior import Prior
 from ..model.settings import WeightsName
+from ..model.text_encoder import match_clips
 from ..model.train_manifest import RECORD, STAGE
 from ..sampling.settings import SampleSettings
 
@@ -187,6 +188,16 @@ class Subject:
                 f"{dataset.store.url} stores {stored}, {path} takes those of {config.token_width}; embed with "
                 "token_states: true and the CLIP that it was trained with"
             )
+        if prior.network.text_dim != dataset.text_dim:
+            raise InputError(
+                f"{dataset.store.url} holds text embeddings of {dataset.text_dim}, {path} takes "
+                f"{prior.network.text_dim}"
+            )
+        if match_clips(config, dataset) == "other" and (config.spaces or dataset.spaces):
+            raise InputError(
+                f"{dataset.store.url} has another source or target than {path} was trained with: "
+                f"{_spaces(dataset.spaces)} instead of {_spaces(config.spaces)}"
+            )
         if compare_clips(config.clip, config.clip_settings, dataset.clip_if_known, {}) == "other":
             raise InputError(f"{dataset.store.url} was embedded by another CLIP than the prior was trained with")
 
@@ -225,6 +236,14 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
         files = {} if record is None else {name: record.files[name].sha256 for name in (CONFIG_NAME, WEIGHTS_NAME)}
     chosen = read or (ReadSettings() if known is None else _read_settings(known, path))
     return Subject(source, kind, chosen, fingerprint(files) if files else "", known, trained)
+
+
+def _spaces(spaces: dict[str, Any] | None) -> str:
+    """Return the names and the model of a source and a target, for messages."""
+    if spaces is None:
+        return "text and images of a CLIP"
+    names = [str(spaces.get(role, {}).get("name")) for role in ("source", "target")]
+    return f"{' to '.join(names)} of {spaces.get('target', {}).get('model')}"
 
 
 def _read_settings(trained_on: TrainedOn, path: str) -> ReadSettings:

@@ -53,9 +53,17 @@ class PriorConfig(Settings):
     """
     clip_settings: dict[str, Any]
     """Settings for loading the CLIP model; empty if the settings are unknown."""
+    spaces: dict[str, Any] | None = None
+    """Names and sizes of the source and the target, by role, if no CLIP made the training embeddings; null for a prior
+    of a CLIP. Sources and predictions are then in different spaces, in which cosines between them mean nothing."""
     trained_on: TrainedOn | None = None
     """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
     imported from a DALLE2-pytorch checkpoint."""
+
+    @property
+    def compares_texts(self) -> bool:
+        """True if text embeddings and predictions are in one space, so that cosines between them mean something."""
+        return self.spaces is None and self.text_dim in (None, self.embed_dim)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

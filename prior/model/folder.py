@@ -58,7 +58,8 @@ def save_prior(create: Create, config: PriorConfig, network: Network, normaliser
     """
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
-    described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json")}
+    unused = {"spaces"} if config.spaces is None else None  # priors of a CLIP are written as before
+    described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json", exclude=unused)}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
 

@@ -86,6 +86,11 @@ class Prior:
             InputError: the prior does not name its CLIP model, or the CLIP model cannot be loaded, has different
                 weights than in training, or produces text embeddings of the wrong size.
         """
+        if self.config.spaces is not None:
+            raise InputError(
+                "no CLIP was declared for this prior, so captions cannot be encoded; sample from stored embeddings of "
+                f"its source {_source_name(self.config)} (text_embed=, or --embeddings)"
+            )
         if not self.config.clip_settings:
             raise InputError(
                 "this prior does not say which CLIP it belongs to: sample from stored text embeddings (text_embed=), "
@@ -130,7 +135,7 @@ class Prior:
             token_states: token states (per-token text-encoder outputs) `[B, T, W]`: T states of width W per caption,
                 padded with rows of zeros. Required with `text_embed` if the prior uses token states.
             num_candidates: number of embeddings to draw per caption. The one with the highest cosine similarity to the
-                text is returned, or the first one if text and image embeddings have different sizes.
+                text is returned, or the first one if text and image embeddings are not in one space.
             guidance_scale: scale of classifier-free guidance. 1 applies no guidance, larger values amplify the effect
                 of the text, and 0 ignores the text.
             guidance: kind of guidance: `text`, or `dalle2` for DALLE2-pytorch's variant, which also changes the norm of
@@ -181,7 +186,7 @@ class Prior:
             if drawn is None:
                 drawn = self.noise(seed, first + start, len(embed), num_candidates)
             draws = self.draw(embed, states, num_candidates, settings, drawn)
-            parts.append(nearest_to_text(draws, embed))
+            parts.append(nearest_to_text(draws, embed) if self.config.compares_texts else draws[:, 0])
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
@@ -315,6 +320,11 @@ class Prior:
             return text.text_embed, None
         rows = torch.split(text.token_states, text.lengths)
         return text.text_embed, torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
+def _source_name(config: PriorConfig) -> str:
+    """Return the name of a prior's source, for messages."""
+    return repr((config.spaces or {}).get("source", {}).get("name", ""))
 
 
 def _check_arguments(

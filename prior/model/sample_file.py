@@ -16,6 +16,10 @@ from .export import embeds_file
 from .prior import SAMPLE_BATCH, Prior
 from .texts import Texts
 
+NO_BEST_OF = "one draw is made for each source: source and target are in different spaces, so no draw is nearer to it"
+"""Note for users if the best of several draws cannot be chosen."""
+NO_COSINES = "cosines to the source are left out: source and target are in different spaces, so they mean nothing"
+"""Note for users if samples cannot be compared with their texts."""
 _SHOWN = 20
 """Maximum number of texts that the summary lists with their cosine similarities."""
 
@@ -29,7 +33,7 @@ class Sampled:
     mean_cosine_to_text: float | None = None
     """Mean cosine similarity between samples and their texts.
 
-    None if there are no texts, or if text and image embeddings have different sizes.
+    None if there are no texts, or if text and image embeddings are not in one space.
     """
     labels: list[str] = field(default_factory=list)
     """Captions or row numbers of up to 20 texts, starting with the first; empty if `mean_cosine_to_text` is None."""
@@ -82,7 +86,10 @@ def sample_to_file(
     prior.sample([], **settings)  # check the settings before doing any work
     done = Sampled((texts.count, prior.config.embed_dim))
     total, first = 0.0, 0
-    comparable = prior.network.text_dim == prior.config.embed_dim
+    comparable = prior.config.compares_texts
+    if not comparable and settings.get("num_candidates", 1) > 1:
+        settings["num_candidates"] = 1
+        done.notes.append(NO_BEST_OF)
     progress(0, texts.count, "")
     with _nothing_written(output), embeds_file(output, *done.shape) as append:
         for batch in texts.batches(prior, SAMPLE_BATCH):
@@ -97,7 +104,9 @@ def sample_to_file(
             free = _SHOWN - len(done.labels)
             done.labels += batch.labels[:free]
             done.cosine_to_text += cosines[:free]
-    done.notes = texts.notes
+    done.notes += texts.notes
+    if not comparable:
+        done.notes.append(NO_COSINES)
     if comparable and texts.count:
         done.mean_cosine_to_text = total / texts.count
     return done

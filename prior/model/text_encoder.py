@@ -60,7 +60,8 @@ def find_text_encoder(
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
     """Determine whether a prior and an embedding folder use the same CLIP model, without loading any model.
 
-    Image preprocessing is ignored, because it does not affect text embeddings.
+    Image preprocessing is ignored, because it does not affect text embeddings. If no CLIP made the embeddings, the
+    names and sizes of the source and the target are compared instead.
 
     Returns:
         "same", "other" (a different model) or "unknown". The result is "same" if the prior was trained on this folder's
@@ -69,6 +70,9 @@ def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:
     """
     if config.trained_on is not None and config.trained_on.embeddings == dataset.content_fingerprint:
         return "same"
+    if config.spaces is not None or dataset.spaces is not None:
+        unknown = config.spaces is None and not config.clip and not config.clip_settings
+        return "same" if config.spaces == dataset.spaces else "unknown" if unknown else "other"
     there = dataset.clip_if_known
     location = {} if not there or "source" in there else dataset.clip_settings
     return compare_clips(*map(text_parts, (config.clip, config.clip_settings, there, location)))

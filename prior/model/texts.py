@@ -185,11 +185,11 @@ class StoredEmbeddings:
             InputError: the texts were embedded with a CLIP model other than the prior's, or the prior needs embeddings
                 of a different size.
         """
-        _require_size(self._dataset.store.url, self._dataset.embed_dim, prior)
+        _require_size(self._dataset.store.url, self._dataset.text_dim, prior)
         url, name = self._dataset.store.url, clip_named(prior.config.clip_settings)
         match = match_clips(prior.config, self._dataset)
         if match == "other":
-            raise InputError(f"{url} was embedded by another CLIP than the prior was trained with")
+            raise InputError(f"{url} was embedded by another {_model(prior)} than the prior was trained with")
         if match == "unknown":
             self._clip_notes = [
                 f"it is not known that the prior's CLIP{f', {name},' if name else ''} made {url}; it is taken to have"
@@ -213,6 +213,11 @@ class StoredEmbeddings:
         except InputError:
             captions = [None] * len(rows)
         return [f"row {row}" if caption is None else caption for row, caption in zip(rows, captions, strict=True)]
+
+
+def _model(prior: Prior) -> str:
+    """Return what made the embeddings of a prior, for messages: a CLIP, or a pair of other models."""
+    return "CLIP" if prior.config.spaces is None else "model, or has another source and target,"
 
 
 def stored_texts(url: str) -> Texts:

@@ -59,19 +59,20 @@ def principal_axes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return mean, axes[:2] * signs[:, None], scales[:2] ** 2 / max(float((scales**2).sum()), 1e-12)
 
 
-def projection(image: np.ndarray, text: np.ndarray, predicted: np.ndarray | None, split: str) -> list[str]:
+def projection(image: np.ndarray, text: np.ndarray | None, predicted: np.ndarray | None, split: str) -> list[str]:
     """Plot embeddings on the first two principal axes of the true image embeddings, and return HTML fragments.
 
     One plot shows the true images and the texts. A second plot shows the true images and the predictions.
 
     Args:
         image: true image embeddings, `[N, D]`: N rows of embedding dimension D.
-        text: text embeddings of the same rows, `[N, D]`.
+        text: text embeddings of the same rows, `[N, D]`; None to leave out their plot, if they are in another space.
         predicted: predicted embeddings, `[N, D]`; None to leave out the second plot.
         split: name of the evaluation split, for the plot titles.
     """
     mean, axes, shares = principal_axes(image)
-    embeds = {"true image": image, "text": text} | ({} if predicted is None else {"predicted": predicted})
+    optional = {"text": text, "predicted": predicted}
+    embeds = {"true image": image, **{name: values for name, values in optional.items() if values is not None}}
     projected = {name: (values - mean) @ axes.T for name, values in embeds.items()}
     points = np.concatenate(list(projected.values()))
     limits = np.stack([points.min(axis=0), points.max(axis=0)])

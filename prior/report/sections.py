@@ -17,6 +17,7 @@ from ...pipeline.display import page
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..evaluate.predictors import as_units
+from ..evaluate.scoring import is_one_space
 from ..evaluate.settings import BASELINES
 from ..evaluate.subject import TRAINING_ROWS_WARNINGS
 from ..train.output import LOG_NAME, read_log
@@ -223,10 +224,13 @@ class Sections:
         predicted, reason = self._source.predicted(dataset, rows, self._progress)
         batch = dataset.take(rows)
         notes = [] if predicted is not None else [self._missing_part(f"There are no predictions to show: {reason}")]
-        text = as_units(batch.text_embed)
+        text = as_units(batch.text_embed) if is_one_space(dataset) else None
+        if text is None:
+            sentence = "Source and target are in different spaces: sources cannot be shown among targets."
+            notes.append(self._missing_part(sentence))
         projected = projection(as_units(batch.image_embed), text, predicted, self._source.first_split)
         shown = rows[:CAPTIONS]
-        queries = {"nearest by the raw text": text[:CAPTIONS]}
+        queries = {} if text is None else {"nearest by the raw text": text[:CAPTIONS]}
         if predicted is not None:
             subject = "prediction" if self._source.is_given else "prior"
             queries[f"nearest by the {subject}"] = predicted[:CAPTIONS]

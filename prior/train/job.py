@@ -133,7 +133,8 @@ def make_job(
                 "trained with the one that made these embeddings",
             )
         settings = settings_of_start(settings, start)
-        data = {"clip": config.clip, "clip_settings": config.clip_settings, "trained_on": config.trained_on}
+        names = ("clip", "clip_settings", "spaces", "trained_on")
+        data = {name: getattr(config, name) for name in names}
         function = {"network": settings.network, "diffusion": settings.diffusion}
         config = start.config.model_copy(update={**function, **data})
         identity["train"] = settings.identity()
@@ -185,24 +186,31 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
     identity, location = dataset.clip_if_known, _clip_settings(dataset, clip)
     width = dataset.token_width
     if settings.text_condition == "online":
-        if not identity:
+        if dataset.spaces is not None:
+            raise InputError(
+                f"train.text_condition=online: no CLIP made {dataset.store.url}, which could encode captions; leave it "
+                "out"
+            )
+        if "token_width" not in identity:  # unknown, or declared without loading the CLIP
             # load on the CPU if this machine, unlike the workers, has no GPU; only the identity is needed here
             local = settings if torch.cuda.is_available() else settings.model_copy(update={"device": "cpu"})
-            identity = find_text_encoder(location, {}, "that made the embeddings", local).identity
+            identity = find_text_encoder(location, identity, "that made the embeddings", local).identity
         width = identity["token_width"]
     return PriorConfig(
         embed_dim=dataset.embed_dim,
+        text_dim=None if dataset.text_dim == dataset.embed_dim else dataset.text_dim,
         token_width=width if settings.network.max_text_len else None,
         network=settings.network,
         diffusion=settings.diffusion,
         clip=identity,
         clip_settings=location,
+        spaces=dataset.spaces,
         trained_on=TrainedOn(embeddings=dataset.content_fingerprint, read=dataset.settings.identity()),
     )
 
 
 def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict[str, Any]:
-    """Return the settings needed to load the CLIP model that produced the embeddings.
+    """Return the settings needed to load the CLIP model that produced the embeddings; empty if no CLIP did.
 
     Args:
         clip: CLIP model that produced the embeddings; used only if the embeddings folder does not name a CLIP model.
@@ -210,12 +218,14 @@ def _clip_settings(dataset: EmbeddingDataset, clip: ClipSettings | None) -> dict
     Raises:
         InputError: the embeddings folder does not name a CLIP model, and `clip` is None.
     """
+    if dataset.spaces is not None:
+        return {}
     if dataset.clip_if_known:
         return dataset.clip_settings
     if clip is None:
         raise InputError(
             f"{dataset.store.url} does not name its CLIP: it has no manifest. To train on it, say in the recipe which "
-            "CLIP made it (embed.clip), or make the embeddings with `priorkit embed`"
+            "CLIP made it (embed.clip), or take it over with `priorkit adopt`"
         )
     from ...pipeline.clip.encoder import check_clip  # takes seconds to import
 

@@ -105,12 +105,17 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
     """
     known = start.config
     sizes = (known.embed_dim, known.text_dim or known.embed_dim)
-    if sizes != (dataset.embed_dim, dataset.embed_dim):
+    if sizes != (dataset.embed_dim, dataset.text_dim):
         raise InputError(
             f"train.init_from {path}: predicts embeddings of {sizes[0]} from texts of {sizes[1]}; {dataset.store.url} "
-            f"holds embeddings of {dataset.embed_dim}"
+            f"holds embeddings of {_both(dataset.embed_dim, dataset.text_dim)}"
         )
-    if has_unknown_clip(known):
+    if known.spaces != config.spaces and not has_unknown_clip(known):
+        raise InputError(
+            f"train.init_from {path}: translates {_spaces_named(known)}; {dataset.store.url} holds "
+            f"{_spaces_named(config)}; start from a prior of the same two spaces"
+        )
+    if known.spaces is not None or has_unknown_clip(known):
         return
     if "weights_sha256" in known.clip and "weights_sha256" in config.clip:
         if difference := clip_difference(known.clip, config.clip):
@@ -127,12 +132,26 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
         )
 
 
+def _both(target: int, source: int) -> str:
+    """Return the sizes of the target and the source, for messages; one number if they are equal."""
+    return str(target) if target == source else f"{target} and of {source} for texts"
+
+
+def _spaces_named(config: PriorConfig) -> str:
+    """Return the names of the source and the target of a prior, or of its CLIP, for messages."""
+    if config.spaces is None:
+        return f"text to images of the CLIP {_clip_name(config)}"
+    names = [str(config.spaces.get(role, {}).get("name")) for role in ("source", "target")]
+    models = {str(each.get("model")) for each in config.spaces.values()}
+    return f"{names[0]} to {names[1]} of {', '.join(sorted(models))}"
+
+
 def has_unknown_clip(config: PriorConfig) -> bool:
     """Return True if a prior's configuration does not name its CLIP model.
 
     This can happen if a DALLE2-pytorch checkpoint was converted without `--clip`.
     """
-    return not config.clip and not config.clip_settings
+    return not config.clip and not config.clip_settings and config.spaces is None
 
 
 def _have_same_clip(one: PriorConfig, other: PriorConfig) -> bool:

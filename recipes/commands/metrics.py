@@ -15,23 +15,32 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     """
     from ...pipeline.display.terminal import print_line, print_table
 
-    names = ("energy_score", "cosine_to_image", "cosine_to_text", "recall_at_1", "recall_at_10")
-    header = (
-        "", "draws", "energy score (lower is better)", "cosine to true image", "cosine to text", "recall@1",
-        "recall@10", "energy distance",
-    )  # fmt: skip
+    columns = {
+        "energy_score": "energy score (lower is better)",
+        "cosine_to_image": "cosine to true image",
+        "cosine_to_text": "cosine to text",
+        "recall_at_1": "recall@1",
+        "recall_at_10": "recall@10",
+    }
+    if "spaces" in metrics.get("embeddings", {}):  # source and target are in different spaces
+        del columns["cosine_to_text"]
+        columns["cosine_to_image"] = "cosine to true target"
+    names = list(columns)
+    header = ("", "draws", *columns.values(), "energy distance")
     for split, scores in metrics["splits"].items():
         rows: list[tuple[str, ...]] = []
         for predictor in scores["predictors"]:
             if "broken" in predictor:
-                rows.append((predictor["name"], str(predictor["draws"]), f"broken: {predictor['broken']}", *[""] * 5))
+                problem = f"broken: {predictor['broken']}"
+                rows.append((predictor["name"], str(predictor["draws"]), problem, *[""] * len(names)))
                 continue
             values = predictor["metrics"]
             cells = [f"{values[n]['value']:.4f} [{values[n]['low']:.4f}, {values[n]['high']:.4f}]" for n in names[:2]]
             cells += [f"{values[n]['value']:.4f}" for n in names[2:]]
             cells.append(_distance(predictor["distances"]))
             rows.append((predictor["name"], str(predictor["draws"]), *cells))
-        rows.append(("(real images against real ones)", *[""] * 6, _distance(scores["real_against_real"])))
+        empty = [""] * (len(names) + 1)
+        rows.append(("(real images against real ones)", *empty, _distance(scores["real_against_real"])))
         print_table(f"{scores['rows']:,} rows of the {split} split, 95% intervals", header, rows)
         floor = scores["real_against_real_rows"]
         fewer = f", of real images against real ones over {floor:,}" if floor < scores["distance_rows"] else ""

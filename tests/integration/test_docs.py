@@ -102,6 +102,8 @@ def prepared(
     shutil.copytree(finished.workspace.folder("download"), folder / "data/images")
     shutil.copytree(finished.workspace.folder("embed"), folder / "data/embeddings")
     (folder / MY_RECIPE).write_text(yaml.safe_dump(tiny_recipe))
+    of_embeddings = {name: tiny_recipe[name] for name in ("read", "train")}
+    (folder / "prior.yaml").write_text(yaml.safe_dump(of_embeddings))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         invoke(["train", MY_RECIPE])

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from priorkit import __version__
 from priorkit.cli import app
+from priorkit.pipeline.adopt.settings import AdoptSettings
 from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.config import FolderSettings
@@ -31,8 +32,8 @@ from priorkit.recipes.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
-    "download", "embed", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run", "status",
-    "demo", "doctor",
+    "download", "embed", "adopt", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run",
+    "status", "demo", "doctor",
 ]  # fmt: skip
 FOLDERS = FolderSettings()
 
@@ -49,6 +50,13 @@ DEFAULTS = {
     ("embed", "batch_size"): EmbedSettings().batch_size,
     ("embed", "device"): EmbedSettings().device,
     ("embed", "workers"): "this process",
+    ("adopt", "source"): "the one named like text",
+    ("adopt", "target"): "the one named like images",
+    ("adopt", "metadata"): "the tables in SRC",
+    ("adopt", "key_column"): "key, uid, id ...",
+    ("adopt", "caption_column"): "caption, text ...",
+    ("adopt", "rows_per_shard"): AdoptSettings(not_clip="x").rows_per_shard,
+    ("adopt", "workers"): "this process",
     ("train", "workers"): "this process",
     ("train", "embeddings"): FOLDERS.embeddings,
     ("train", "prior"): FOLDERS.prior,

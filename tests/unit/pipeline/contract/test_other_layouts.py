@@ -60,14 +60,14 @@ def tensors(folder: Path) -> None:
 
 
 CASES: dict[Callable[[Path], None], str] = {
-    datacomp: r"holds DataComp's \.npz files, which are not read \(00ab\.npz has b32_img, b32_txt, l14_img, l14_txt\)",
-    archives: r"holds \.npz files, which are not read \(x\.npz has one\)",
-    damaged_archive: r"holds \.npz files, which are not read \(x\.npz has no arrays\)",
-    in_parquet: r"holds embeddings in columns of parquet, .*00001\.parquet has image_embedding, text_embedding\); save",
-    several: r"holds 2 folders of embeddings \(deep/part_1, part_0\); name one of them",
+    datacomp: r"holds DataComp's \.npz files, .*l14_img, l14_txt\); .* --source l14_txt --target l14_img --clip",
+    archives: r"holds \.npz files, which are not read directly \(x\.npz has one\); .*priorkit adopt",
+    damaged_archive: r"holds \.npz files, which are not read directly \(x\.npz has no arrays\)",
+    in_parquet: r"holds embeddings in columns of parquet, .*image_embedding, text_embedding\); convert them with",
+    several: r"holds 2 folders of embeddings \(deep/part_1, part_0\); name one of them, or join all with `prior",
     one_below: "holds a folder of embeddings, out; name that one",
     inside: "holds the files of text_emb alone; name the folder above it",
-    arrays: r"holds arrays of other names \(embeddings\.npy\); name them img_emb/img_emb_0\.npy",
+    arrays: r"holds arrays of other names \(embeddings\.npy\); take them over with `priorkit adopt",
     tensors: r"holds files that are not read as embeddings \(a\.safetensors\)",
 }
 

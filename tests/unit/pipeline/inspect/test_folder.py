@@ -97,5 +97,5 @@ def test_a_folder_that_cannot_be_inspected_is_refused(tmp_path: Path) -> None:
         inspect_folder(str(tmp_path / "list.txt"))
     (tmp_path / "other").mkdir()
     np.save(tmp_path / "other/x.npy", np.ones(3))
-    with pytest.raises(InputError, match=r"holds arrays of other names \(other/x\.npy\); name them img_emb/img_emb_0"):
+    with pytest.raises(InputError, match=r"holds arrays of other names \(other/x\.npy\); take them over with"):
         inspect_folder(str(tmp_path))

@@ -53,8 +53,9 @@ class Folder:
         self.text = [unit(image + 0.3 * unit(random.normal(size=(ROWS, DIM)))) for image in self.image]
 
     def inspect(self, embed_dim: int | None = DIM) -> Inspection:
+        sizes = {} if embed_dim is None else dict.fromkeys(("img_emb", "text_emb"), embed_dim)
         inspection = Inspection(self.store.url, "embed", len(self.image), ROWS * len(self.image), 0)
-        inspector = VectorInspector(self.store, inspection, inspection.rows, embed_dim, "the test")
+        inspector = VectorInspector(self.store, inspection, inspection.rows, sizes, "the test")
         for number, arrays in enumerate(zip(self.image, self.text, strict=True)):
             files = {kind: f"{kind}_{number}.npy" for kind in ("img_emb", "text_emb")}
             for name, values in zip(files.values(), arrays, strict=True):

@@ -385,7 +385,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no result of `priorkit embed`"):
         read_embeddings(str(tmp_path))
     (tmp_path / "img_emb.npy").write_bytes(b"no folder")
-    with pytest.raises(InputError, match=r"holds arrays of other names \(img_emb\.npy\); name them img_emb/img_emb_0"):
+    with pytest.raises(InputError, match=r"holds arrays of other names \(img_emb\.npy\); take them over with"):
         read_embeddings(str(tmp_path))
 
 

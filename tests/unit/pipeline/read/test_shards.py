@@ -49,7 +49,7 @@ def test_another_number_of_rows_is_refused(tmp_path: Path) -> None:
 
 def test_another_width_than_that_of_the_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds embeddings of 4 in float16, the manifest says 8 in float16"):
-        make_shard(tmp_path, embed_dim=8).read("img_emb", 0, 1)
+        make_shard(tmp_path, dims={"img_emb": 8}).read("img_emb", 0, 1)
 
 
 def test_only_known_layouts_are_converted(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_metrics_of_a_block_are_those_of_its_rows(scorer: Scorer, dataset: Embed
 def test_row_metrics_take_the_first_draw_for_ranks_and_all_draws_for_means() -> None:
     draws = unit(np.random.default_rng(0).standard_normal((3, 2, 4)))
     image, text, unrelated = (unit(np.random.default_rng(seed).standard_normal((3, 4))) for seed in (1, 2, 3))
-    found = row_metrics(draws, image, text, unrelated, np.array([0, 4, 5]))
+    found = row_metrics(draws, image, (text, unrelated), np.array([0, 4, 5]))
     assert [found[f"recall_at_{n}"].tolist() for n in (1, 5, 10)] == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     np.testing.assert_allclose(found["cosine_to_image"], (draws * image[:, None]).sum(-1).mean(1))
     np.testing.assert_allclose(found["cosine_to_text"], (draws * text[:, None]).sum(-1).mean(1))

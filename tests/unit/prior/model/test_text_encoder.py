@@ -59,7 +59,9 @@ def config_with(make_config: MakeConfig, **values: Any) -> PriorConfig:
 
 
 def folder(clip: dict[str, Any] | None, location: dict[str, Any] | None = None, content: str = "folder") -> Any:
-    return SimpleNamespace(clip_if_known=clip or {}, clip_settings=location or {}, content_fingerprint=content)
+    return SimpleNamespace(
+        spaces=None, clip_if_known=clip or {}, clip_settings=location or {}, content_fingerprint=content
+    )
 
 
 def test_the_training_folder_is_recognised_by_its_content(make_config: MakeConfig) -> None:

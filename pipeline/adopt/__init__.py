@@ -1,0 +1,1 @@
+"""Adopt stage: embeddings that other programs wrote become a folder in priorkit's layout."""
