@@ -98,7 +98,7 @@ def test_a_compressed_tar_is_read_and_hashed_like_any_other(tmp_path: Path) -> N
     assert count_keys(Store(str(tmp_path)), "0.tar") == {"0": 1, "1": 1}
 
 
-@pytest.mark.parametrize("damage", ["packed", "last byte", "content", "flipped"])
+@pytest.mark.parametrize("damage", ["packed", "last byte", "content", "no end", "flipped"])
 def test_damage_in_a_compressed_tar_is_named(tmp_path: Path, damage: str) -> None:
     plain = tar_bytes([("0.jpg", bytes(range(256)) * 4), ("1.jpg", b"2" * 100)])
     packed = gzip.compress(plain)
@@ -106,6 +106,7 @@ def test_damage_in_a_compressed_tar_is_named(tmp_path: Path, damage: str) -> Non
         "packed": packed[: len(packed) // 2],
         "last byte": packed[:-1],
         "content": gzip.compress(plain[:2048]),
+        "no end": gzip.compress(plain[:2560]),  # two complete members
         "flipped": packed[:-6] + b"\0\0\0\0" + packed[-2:],
     }[damage]
     (tmp_path / "0.tar").write_bytes(content)
