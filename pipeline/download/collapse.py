@@ -58,7 +58,13 @@ _ADVICE = (
     ),
     (
         ("empty_url", "bad_url", "bad_scheme"),
-        "the list holds no URLs there: see that download.url_column is the right one",
+        "the list holds no URLs there: see that download.url_column is the right one; if it names paths, set "
+        "download.allow_paths=true",
+    ),
+    (
+        ("no_file",),
+        "the list names files that are not there: relative paths begin at the folder of the list; see that every node "
+        "has the files and may read them",
     ),
     (
         ("hash_mismatch",),

@@ -21,6 +21,7 @@ FETCH_OUTCOMES = frozenset(
         "empty_url",  # the row has no URL
         "bad_url",  # the URL cannot be parsed, or holds credentials
         "bad_scheme",  # the scheme is not http or https
+        "no_file",  # the path names no file that can be read
         "blocked_address",  # the host is a private or metadata address
         "dns",  # the host name cannot be resolved
         "refused",  # the connection cannot be opened
@@ -52,6 +53,7 @@ IMAGE_OUTCOMES = frozenset(
         "filtered",  # a size or aspect filter rejects the image
         "decode",  # the image is damaged, or its decoder crashed or hung
         "encode",  # the image is too large for the format that stores it
+        "bad_boxes",  # the list's value is no list of boxes to blur
     }
 )
 """Outcomes of rows whose response body cannot be turned into a stored image.
@@ -95,10 +97,12 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class ResizedImage:
-    """Resized and encoded image, with its size in pixels before and after resizing."""
+    """Image to store, with its size in pixels before and after resizing."""
 
     data: bytes
     width: int
     height: int
     original_width: int
     original_height: int
+    exif: str | None = None
+    """EXIF tags as the text of a JSON object; None if they are damaged or not extracted."""

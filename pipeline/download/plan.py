@@ -122,7 +122,9 @@ class DownloadPlan:
         """
         name, digest = image_shard_name(index), rows_digest(table)
         _check_rows(self.urls, self.store, self.existing.get(name), index * self.rows_per_shard, table)
-        return DownloadTask(name, digest, index * self.rows_per_shard, table, retry, self.urls.columns.hash_column)
+        columns = self.urls.columns
+        first = index * self.rows_per_shard
+        return DownloadTask(name, digest, first, table, retry, columns.hash_column, columns.bbox_column)
 
 
 def make_plan(

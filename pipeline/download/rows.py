@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..contract.image_shards import ImageShard, read_samples, read_shard_table
 from ..contract.storage import Store
 from ..errors import InputError
+from ..images.kinds import image_extension, is_image
 from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
 
 OutcomeReader: TypeAlias = Callable[[dict[str, Any]], str]
@@ -27,7 +28,7 @@ class Row:
     meta: dict[str, Any]
     """Values for the shard's Parquet table, keyed by column: the list columns, then those that the download adds."""
     image: bytes | None = None
-    """Encoded image, or None if the row failed."""
+    """Image file to store, or None if the row failed."""
     outcome: str = SUCCESS
     body_bytes: int = 0
     """Size of the fetched response body in bytes."""
@@ -35,41 +36,44 @@ class Row:
     """True if the row was copied from the shard that is being replaced, and not fetched again."""
 
 
-def image_schema(columns: pa.Schema) -> pa.Schema:
+def image_schema(columns: pa.Schema, *, exif: bool = False) -> pa.Schema:
     """Return the Arrow schema of a shard's table.
 
     It consists of the columns from the URL list, followed by the columns that the download adds, such as `status`.
 
     Args:
         columns: schema of the columns from the URL list.
+        exif: True to include the column `exif`.
     """
     text, number = pa.string(), pa.int32()
     added: list[tuple[str, pa.DataType]] = [("key", text), ("status", text), ("error_message", text)]
     added += [(name, number) for name in ("width", "height", "original_width", "original_height")]
+    added += [("exif", text)] if exif else []
     added += [("sha256", text)]
     return pa.schema([*columns, *(pa.field(name, kind) for name, kind in added)])
 
 
-def add_sample(tar: tarfile.TarFile, row: Row, encoding: str) -> None:
+def add_sample(tar: tarfile.TarFile, row: Row) -> None:
     """Write the image, metadata and caption (if any) of a row to a tar archive, one file each.
 
-    The files are in the same order as in img2dataset's archives.
+    The files are in the same order as in img2dataset's archives. The extension of the image is that of its true format.
 
     Args:
         tar: archive opened for writing.
         row: row with an image.
-        encoding: image format, used as the file extension of the image.
     """
     assert row.image is not None
-    members = {encoding: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
+    extension = image_extension(row.image)
+    assert extension is not None
+    members = {extension: row.image, "json": json.dumps(row.meta, indent=4, default=str).encode()}
     if "caption" in row.meta:
         caption = row.meta["caption"]
         members["txt"] = ("" if caption is None else str(caption)).encode(errors="surrogatepass")
-    for extension in sorted(members):
-        info = tarfile.TarInfo(f"{row.meta['key']}.{extension}")
-        info.size = len(members[extension])
+    for name in sorted(members):
+        info = tarfile.TarInfo(f"{row.meta['key']}.{name}")
+        info.size = len(members[name])
         info.mode = 0o444
-        tar.addfile(info, io.BytesIO(members[extension]))
+        tar.addfile(info, io.BytesIO(members[name]))
 
 
 def native_outcome(row: dict[str, Any]) -> str:
@@ -111,7 +115,7 @@ def reused_rows(
         row = Row(meta, outcome=outcome, reused=True)
         if outcome == SUCCESS:
             sample = next(samples, None)
-            if sample is None or sample.key != results["key"] or sample.image is None:
+            if sample is None or sample.key != results["key"] or not is_image(sample.image or b""):
                 raise _misfit(store, shard)
             row.image = sample.image
         yield row

@@ -14,6 +14,11 @@ from ..settings import Settings
 from ..urls.settings import UrlListSettings
 from .img2dataset_engine.limits import LIMITS, THREADS, check_limits, describe_limits
 
+INTERPOLATION_SYNONYMS = {"bilinear": "linear", "bicubic": "cubic", "lanczos4": "lanczos"}
+"""Other names of interpolations, which img2dataset also accepts."""
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+"""Name of an interpolation for resizing."""
+
 
 class Img2datasetSettings(Settings):
     """Options of img2dataset's downloader that have no counterpart in priorkit's own. They have img2dataset's names."""
@@ -47,6 +52,15 @@ class DownloadSettings(UrlListSettings):
             "user_agent",
         }
     )  # these affect speed, retries and the requests to servers, but not how images are stored
+    later_fields: ClassVar[frozenset[str]] = UrlListSettings.later_fields | {
+        "allow_paths",
+        "engine",
+        "img2dataset",
+        "downscale_interpolation",
+        "extract_exif",
+        "reencode_format",
+        "upscale_interpolation",
+    }
 
     engine: Literal["native", "img2dataset"] = "native"
     """Download engine. `img2dataset` runs the downloader of the img2dataset package on each shard, so the images and
@@ -62,8 +76,19 @@ class DownloadSettings(UrlListSettings):
     cropping, because CLIP preprocessing crops later."""
     resize_only_if_bigger: bool = True
     """Resize an image only if this makes it smaller, since enlarging adds bytes but no detail."""
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    """Format of stored images. The default is JPEG, which every webdataset reader supports."""
+    upscale_interpolation: Interpolation = "lanczos"
+    """Interpolation for images that are enlarged, which requires `resize_only_if_bigger: false`. The names and the
+    default are img2dataset's: `nearest`, `linear` (or `bilinear`), `cubic` (or `bicubic`), `area`, `lanczos` (or
+    `lanczos4`)."""
+    downscale_interpolation: Interpolation = "area"
+    """Interpolation for images that are reduced; see `upscale_interpolation`. `area` is img2dataset's default. JPEGs
+    that `decode_mode: fast` decodes at a reduced size use `linear` in place of `area`."""
+    encode_format: Literal["jpg", "png", "webp", "original"] = "jpg"
+    """Format of stored images. The default is JPEG, which every webdataset reader supports. `original` stores the bytes
+    that the server sent, unless the image must be resized or blurred. The extension of each file is that of its format.
+    """
+    reencode_format: Literal["jpg", "png", "webp"] = "jpg"
+    """Format of the images that must be resized or blurred, if `encode_format` is `original`."""
     encode_quality: int = Field(default=95, ge=0, le=100)
     """JPEG or WebP quality (0 to 100), or PNG compression level (0 to 9); 95 is img2dataset's default."""
     min_image_size: int = Field(default=0, ge=0)
@@ -80,8 +105,10 @@ class DownloadSettings(UrlListSettings):
     converted to 8 bits per channel. `fast` saves time by decoding JPEG at a reduced size that is still larger than the
     target size."""
     exif_orientation: Literal["apply", "ignore"] = "apply"
-    """`apply` rotates images according to their EXIF orientation, because stored images have no EXIF. `ignore` stores
+    """`apply` rotates images according to their EXIF orientation, because encoded images have no EXIF. `ignore` stores
     the pixels unrotated, like img2dataset."""
+    extract_exif: bool = False
+    """Store the EXIF tags of each image as JSON text in the column `exif`, in the same form as img2dataset."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """Seconds allowed for one URL, including name lookup, redirects, body and all attempts. 10 is img2dataset's
     default. Time spent waiting because of `concurrency` or `connections_per_host` does not count."""
@@ -97,6 +124,9 @@ class DownloadSettings(UrlListSettings):
     can hand out credentials."""
     allow_addresses: tuple[str, ...] = ()
     """Networks whose addresses are never blocked, such as `[10.0.0.0/8]`. Public addresses are allowed anyway."""
+    allow_paths: bool = False
+    """Also read images at local and remote paths: absolute paths, paths relative to the list, `file:` URLs, and storage
+    URLs such as `s3://`. Off by default, so that a list from the web cannot read private files."""
     proxy: str | None = None
     """URL of the proxy for all hosts except those in the environment variable `no_proxy`, or `none` to use no proxy. If
     null, the environment variables `http_proxy`, `https_proxy` and `all_proxy` set the proxy, as in curl."""
@@ -166,18 +196,50 @@ class DownloadSettings(UrlListSettings):
             parse_proxy(value, "it")
         return value
 
+    @field_validator("upscale_interpolation", "downscale_interpolation", mode="before")
+    @classmethod
+    def _interpolation_has_one_name(cls, value: Any) -> Any:
+        """Convert synonyms and upper case, so that equivalent settings compare equal."""
+        return INTERPOLATION_SYNONYMS.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _png_quality_is_a_level(self) -> Self:
-        """Check that `encode_quality` is a valid compression level if the format is PNG."""
-        if self.encode_format == "png" and self.encode_quality > 9:
+        """Check that `encode_quality` is a valid compression level if images are encoded as PNG."""
+        if self.encoder == "png" and self.encode_quality > 9:
             raise ValueError("encode_quality of png is a compression level of 0 to 9")
         return self
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        """Check that no setting was changed that has no effect together with the other settings."""
+        if self.reencode_format != "jpg" and self.encode_format != "original":
+            raise ValueError("reencode_format needs encode_format=original")
+        if self.upscale_interpolation != "lanczos" and (self.resize_only_if_bigger or self.resize_mode == "no"):
+            raise ValueError("upscale_interpolation needs resize_only_if_bigger=false, and resize_mode other than no")
+        if self.downscale_interpolation != "area" and self.resize_mode == "no":
+            raise ValueError("downscale_interpolation needs resize_mode other than no")
+        return self
+
+    @property
+    def encoder(self) -> Literal["jpg", "png", "webp"]:
+        """Format in which images are encoded, unless they are stored as they came."""
+        return self.reencode_format if self.encode_format == "original" else self.encode_format
+
+    @property
+    def reserved_columns(self) -> frozenset[str]:
+        """Names of columns that are added to each row only with these settings. The list's own are renamed."""
+        return frozenset({"exif"}) if self.extract_exif else frozenset()
 
     @model_validator(mode="after")
     def _engine_applies_the_settings(self) -> Self:
         """Check that the engine applies every setting that is given explicitly."""
         if self.engine == "img2dataset":
             check_limits(dict(self), self.model_fields_set)
+            if self.encode_format == "original":
+                raise ValueError(
+                    "encode_format=original cannot be combined with engine=img2dataset: it stores one format; "
+                    "set jpg, png or webp, or use engine=native"
+                )
         elif self.img2dataset != Img2datasetSettings():
             raise ValueError("the options under img2dataset have no effect without engine=img2dataset")
         return self
@@ -192,16 +254,11 @@ class DownloadSettings(UrlListSettings):
         return dumped
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the content of the shards, as JSON values.
-
-        For the native engine, they are the same as before there were several engines.
-        """
+        """Return the settings that affect the content of the shards, as JSON values."""
         identity = super().identity()
-        del identity["img2dataset"]
         if self.engine == "native":
-            del identity["engine"]
             return identity
-        return {name: value for name, value in identity.items() if name not in LIMITS}
+        return {name: value for name, value in identity.items() if name not in LIMITS and name != "img2dataset"}
 
     def img2dataset_threads(self) -> int:
         """Return the number of URLs that img2dataset fetches at once."""

@@ -23,6 +23,7 @@ from ..contract.storage import Store
 from ..errors import InputError
 from ..urls.url_list import UrlList, open_url_list
 from .collapse import SuccessWatch, diagnosis
+from .fetching.paths import base_of
 from .img2dataset_engine.columns import check_columns
 from .img2dataset_engine.worker import Img2datasetWorker, remove_working_folders
 from .outcomes import SUCCESS, TRANSIENT_OUTCOMES
@@ -38,6 +39,8 @@ _ASSUMED_IMAGES_PER_SECOND = 100.0
 """Images per second assumed by `--dry-run`: about half the rate at which 2 CPU cores decode and encode images."""
 _ASSUMED_BYTES_PER_PIXEL = 0.45
 """Bytes per pixel assumed by `--dry-run`: typical of a photograph stored as JPEG at quality 95."""
+_ASSUMED_BYTES_PER_BODY = 100_000
+"""Bytes per image assumed by `--dry-run` for images that are not resized: typical of a photograph on the web."""
 
 
 def download(
@@ -163,8 +166,11 @@ def _fetch_shards(
     meter = DownloadProgress(progress, done, plan.total, watch)
     is_local = compute.backend == "local"
     options = (store, settings, folder.manifest.settings_fingerprint, meter.add_row if is_local else None)
+    base = base_of(plan.urls.source) if settings.allow_paths else None
     make_worker: Callable[[], Worker[DownloadTask, ShardRecord]] = (
-        partial(Img2datasetWorker, *options) if settings.engine == "img2dataset" else partial(DownloadWorker, *options)
+        partial(Img2datasetWorker, *options)
+        if settings.engine == "img2dataset"
+        else partial(DownloadWorker, *options, base)
     )
 
     def tasks() -> Iterator[DownloadTask]:
@@ -229,6 +235,8 @@ def plan_download(
     pending = {index: rows for index, rows in shards.items() if image_shard_name(index) not in plan.complete}
     retried = [_transient_rows(plan.existing[name]) for name in _shards_to_retry(plan)] if retry_failed else []
     rows = sum(pending.values()) + sum(retried)
+    resized_bytes = settings.image_size**2 * _ASSUMED_BYTES_PER_PIXEL
+    image_bytes = _ASSUMED_BYTES_PER_BODY if settings.resize_mode == "no" else resized_bytes
     return StagePlan(
         stage=STAGE,
         folder=plan.store.url,
@@ -236,7 +244,7 @@ def plan_download(
         pending_units=len(pending) + len(retried),
         unit="shards",
         pending_rows=rows,
-        bytes_needed=int(rows * settings.image_size**2 * _ASSUMED_BYTES_PER_PIXEL),
+        bytes_needed=int(rows * image_bytes),
         bytes_free=free_bytes(plan.store),
         seconds=rows / _ASSUMED_IMAGES_PER_SECOND,
         notes=settings.engine_notes(),
@@ -266,7 +274,7 @@ def _open_list(urls: str, settings: DownloadSettings) -> UrlList:
     """
     url_list = open_url_list(urls, settings)
     if settings.engine == "img2dataset":
-        check_columns(url_list.source, url_list.schema)
+        check_columns(url_list.source, url_list.schema, url_list.columns.bbox_column)
     return url_list
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from ..contract.commit import ShardCommit, finish_replacements
 from ..contract.manifest import ShardRecord
 from ..contract.storage import Store
+from .decoding.boxes import parse_boxes
 from .decoding.decoders import Decoders
 from .fetching.buffer import Claim
 from .fetching.fetch import Fetcher
@@ -47,6 +48,8 @@ class DownloadTask:
     """True to replace an existing shard: rows with a transient failure are fetched again, all other rows are reused."""
     hash_column: str | None = None
     """Column that holds the expected hash of each response body, or None to skip the check."""
+    bbox_column: str | None = None
+    """Column that holds the boxes to blur in each image, or None to blur nothing."""
 
 
 class DownloadWorker:
@@ -60,6 +63,7 @@ class DownloadWorker:
         settings: download settings.
         settings_fingerprint: fingerprint of the settings, stored in each shard's record.
         on_row: callback for each finished row, or None.
+        base: location that relative paths in the list are relative to; see `fetching.paths.base_of`.
     """
 
     def __init__(
@@ -68,11 +72,13 @@ class DownloadWorker:
         settings: DownloadSettings,
         settings_fingerprint: str,
         on_row: Callable[[Row], None] | None = None,
+        base: str | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._settings_fingerprint = settings_fingerprint
         self._on_row = on_row
+        self._base = base
         self._ahead: FetchAhead[DownloadTask] = FetchAhead(
             self._tools(), self._makers, buffer_bytes=settings.buffer_bytes, max_rows=2 * settings.concurrency
         )  # twice the concurrency, because some rows wait for a busy host or a decoder
@@ -96,14 +102,14 @@ class DownloadWorker:
             Record of the committed shard.
         """
         rows = self._ahead.rows(task, following)
-        encoding = self._settings.encode_format
-        return write_shard(self._store, task, encoding, self._settings_fingerprint, rows, self._on_row)
+        return write_shard(self._store, task, self._settings, self._settings_fingerprint, rows, self._on_row)
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
         """Context manager that opens the connections and starts the decoder processes, and closes both on exit."""
         tls = ssl.create_default_context()
-        async with Decoders(self._settings) as self._decoders, Fetcher(self._settings, tls) as self._fetcher:
+        fetcher = Fetcher(self._settings, tls, self._base)
+        async with Decoders(self._settings) as self._decoders, fetcher as self._fetcher:
             yield
 
     def _makers(self, task: DownloadTask) -> Iterator[RowMaker]:
@@ -116,33 +122,33 @@ class DownloadWorker:
         reused = reused_rows(self._store, task.name, rows) if task.retry else itertools.repeat(None, len(rows))
         for offset, (values, row) in enumerate(zip(rows, reused, strict=True)):
             key = row_key(task.first_row, offset, self._settings.rows_per_shard)
-            yield (
-                partial(self._fetch_and_resize, key, values, task.hash_column) if row is None else partial(_reuse, row)
-            )
+            yield partial(self._fetch_and_resize, task, key, values) if row is None else partial(_reuse, row)
 
-    async def _fetch_and_resize(self, key: str, values: dict[str, Any], hash_column: str | None, claim: Claim) -> Row:
+    async def _fetch_and_resize(self, task: DownloadTask, key: str, values: dict[str, Any], claim: Claim) -> Row:
         """Fetch and resize the image of one list row, and return the row.
 
         `FetchError` and `ImageError` are not raised. Instead, the returned row has the outcome and the error message.
 
         Args:
+            task: shard that the row belongs to.
             key: key of the sample in the shard.
             values: values of the list columns, keyed by column name.
-            hash_column: column that holds the expected hash of the body, or None to skip the check.
             claim: reservation of buffer memory for this row.
         """
         meta = {**values, "key": key, "status": SUCCESS, "error_message": None}
         sizes = {"width": None, "height": None, "original_width": None, "original_height": None}
-        row = Row({**meta, **sizes, "sha256": None})
+        exif = {"exif": None} if self._settings.extract_exif else {}
+        row = Row({**meta, **sizes, **exif, "sha256": None})
         try:
             if NOT_UTF8 in (values["url"] or ""):
                 raise FetchError("bad_url", "it holds bytes that are not UTF-8")
+            boxes = parse_boxes(values[task.bbox_column]) if task.bbox_column is not None else []
             body = await self._fetcher.fetch(values["url"])
             claim.arrived(len(body))
             row.body_bytes = len(body)
-            if hash_column is not None:
-                check_hash(body, values[hash_column])
-            image = await self._decoders.decode(body)
+            if task.hash_column is not None:
+                check_hash(body, values[task.hash_column])
+            image = await self._decoders.decode(body, boxes)
         except (FetchError, ImageError) as error:
             row.outcome = error.outcome
             is_image_failure = error.outcome in IMAGE_OUTCOMES
@@ -157,13 +163,15 @@ class DownloadWorker:
             original_height=image.original_height,
             sha256=hashlib.sha256(body).hexdigest(),
         )
+        if self._settings.extract_exif:
+            row.meta["exif"] = image.exif
         return row
 
 
 def write_shard(
     store: Store,
     task: DownloadTask,
-    encoding: str,
+    settings: DownloadSettings,
     settings_fingerprint: str,
     rows: Generator[Row, None, None],
     on_row: Callable[[Row], None] | None = None,
@@ -173,7 +181,7 @@ def write_shard(
     Args:
         store: folder that receives the shard.
         task: task of the shard.
-        encoding: image format, used as the file extension of images.
+        settings: download settings.
         settings_fingerprint: fingerprint of the settings, stored in the record.
         rows: finished rows of the shard in input order. The generator is closed.
         on_row: callback for each row after it is written, or None.
@@ -194,11 +202,12 @@ def write_shard(
             statistics.add(row)
             metas.append(row.meta)
             if row.image is not None:
-                add_sample(tar, row, encoding)
+                add_sample(tar, row)
             if on_row is not None:
                 on_row(row)
     with commit.create(f"{name}.parquet") as file:
-        pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema)), file)
+        schema = image_schema(task.table.schema, exif=settings.extract_exif)
+        pq.write_table(pa.Table.from_pylist(metas, schema=schema), file)
     commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
     return commit.commit(rows=len(metas), counts=statistics.outcomes)
 

@@ -187,10 +187,13 @@ class ImageInspector:
             return
         from PIL import Image
 
+        from ..images.upright import orientation  # imported here because it loads Pillow
+
         self._headers_read += 1
         try:
             with Image.open(io.BytesIO(image)) as opened:
                 size = opened.size
+                is_turned = orientation(opened, image) >= 5
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             report(f"{where}: the image of {key!r} cannot be read ({type(error).__name__})")
             return
@@ -201,7 +204,9 @@ class ImageInspector:
         if table is not None and row is not None and set(_SIZES) <= set(table.columns):
             stated = tuple(table.columns[column][row] for column in _SIZES)
             same_key = table.columns.get("key", {row: key})[row] in key_names(key)
-            if None not in stated and stated != size and same_key:
+            # images that are stored as they came have an orientation, which the size in the table may take into account
+            sizes = (size, size[::-1]) if is_turned else (size,)
+            if None not in stated and stated not in sizes and same_key:
                 report(f"{where}: the image of {key!r} is {size[0]}x{size[1]}, its table says {stated[0]}x{stated[1]}")
 
     def _compare_keys(self, shard: ImageShard, keys: list[str], table: ShardTable, report: Report) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from ..contract.arrow.types import is_bytes, is_text, unified, why_not_carried
+from ..contract.arrow.types import holds_boxes, is_bytes, is_text, unified, why_not_carried
 from ..errors import InputError
 from .files import FileHead, list_format
 from .settings import UrlListSettings
@@ -28,6 +28,7 @@ _SYNONYMS = {
     "url_column": ("url", "image_url", "img_url", "image_urls", "url_link", "image", "img", "src", "link", "uri"),
     "caption_column": ("caption", "text", "alt", "alt_text", "captions", "title", "description", "prompt"),
     "hash_column": ("sha256", "md5", "hash", "sha1", "sha512"),
+    "bbox_column": ("face_bboxes", "bboxes", "bbox", "boxes", "faces"),
 }
 """Common column names for each setting, most common first. They are suggested if the configured column is missing."""
 _SHOWN_COLUMNS = 6
@@ -49,6 +50,8 @@ class ListColumns:
     """Column names and types after renaming and conversion."""
     hash_column: str | None
     """Name, after renaming, of the column with the expected hash of each response body; None if none is configured."""
+    bbox_column: str | None = None
+    """Name, after renaming, of the column with the boxes to blur in each image; None if none is configured."""
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -61,7 +64,7 @@ class ListColumns:
 
     def first(self, count: int) -> ListColumns:
         """Return a copy with only the first `count` columns."""
-        return ListColumns(self.sources[:count], pa.schema(list(self.schema)[:count]), self.hash_column)
+        return replace(self, sources=self.sources[:count], schema=pa.schema(list(self.schema)[:count]))
 
 
 def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlListSettings) -> list[ListColumns]:
@@ -74,7 +77,7 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
     Args:
         source: location of the list, for error messages.
         heads: column names and types of each file, keyed by path.
-        settings: names of the URL, caption and hash columns, and the other columns to keep.
+        settings: names of the URL, caption, hash and box columns, and the other columns to keep.
 
     Returns:
         Columns of the first file alone, then of the first two files together, and so on. The last item has the columns
@@ -82,26 +85,27 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         to recognise rows that were downloaded when the list had fewer files.
 
     Raises:
-        InputError: a file lacks the URL, caption or hash column; no file has one of the columns in `keep_columns`; the
-            hash column is also the URL or caption column; a column cannot be stored in the shards; or no single type
-            fits a column in all files.
+        InputError: a file lacks the URL, caption, hash or box column; no file has one of the columns in `keep_columns`;
+            the hash or box column is also the URL or caption column; the box column holds no boxes; a column cannot be
+            stored in the shards; or no single type fits a column in all files.
     """
     filled = {path: head for path, head in heads.items() if head.has_rows}
     first = next(iter(filled))
     available = list(dict.fromkeys(name for head in filled.values() for name in head.schema.names))
     names_by_setting = {"url_column": settings.url_column, "caption_column": settings.caption_column}
-    if settings.hash_column is not None:
-        names_by_setting["hash_column"] = settings.hash_column
+    names_by_setting |= {"hash_column": settings.hash_column, "bbox_column": settings.bbox_column}
     wanted = {setting: name for setting, name in names_by_setting.items() if name is not None}
     for path, head in filled.items():
         _require_columns(path, head, wanted, source if path == first else None, first)
-    columns = [name for setting, name in wanted.items() if setting != "hash_column"]
-    if settings.hash_column in columns:
-        raise InputError(f"{source}: hash_column {settings.hash_column!r} is the column of URLs or captions itself")
+    columns = [name for setting, name in wanted.items() if setting in ("url_column", "caption_column")]
+    for setting in ("hash_column", "bbox_column"):
+        if wanted.get(setting) in columns:
+            raise InputError(f"{source}: {setting} {wanted[setting]!r} is the column of URLs or captions itself")
     columns += [name for name in available if name not in columns and _is_kept(name, settings)]
     for name in () if isinstance(settings.keep_columns, str) else settings.keep_columns:
         _require(name, "keep_columns", available, source)
-    names = _names(columns, available, 1 if settings.caption_column is None else 2)
+    reserved = _RESERVED | settings.reserved_columns
+    names = _names(columns, available, 1 if settings.caption_column is None else 2, reserved)
     chosen: list[ListColumns] = []
     kinds: dict[str, pa.DataType] = {}
     origins: dict[str, str] = {}
@@ -112,9 +116,18 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
         fields = [(name, kinds[column]) for column, name in zip(columns, names, strict=True) if column in kinds]
         schema = pa.schema([(name, pa.string() if kind == pa.null() else kind) for name, kind in fields])
         schema = _as_text(source, schema, wanted)
-        hashes = names[columns.index(settings.hash_column)] if settings.hash_column is not None else None
+        hashes, boxes = (
+            names[columns.index(wanted[setting])] if setting in wanted else None
+            for setting in ("hash_column", "bbox_column")
+        )
         if not chosen or chosen[-1].schema != schema:
-            chosen.append(ListColumns(tuple(column for column in columns if column in kinds), schema, hashes))
+            sources = tuple(column for column in columns if column in kinds)
+            chosen.append(ListColumns(sources, schema, hashes, boxes))
+    if settings.bbox_column is not None and not holds_boxes(kinds[settings.bbox_column]):
+        raise InputError(
+            f"{source}: column {settings.bbox_column!r} holds {kinds[settings.bbox_column]}; boxes are lists of four "
+            "numbers, [[x_min, y_min, x_max, y_max], ...], or their JSON text: set download.bbox_column to another"
+        )
     for column, name in zip(columns, names, strict=True):
         if why := why_not_carried(chosen[-1].schema.field(name).type):
             raise InputError(f"{origins[column]}: column {column!r} cannot be carried ({why}); {_leave_out(column)}")
@@ -123,14 +136,15 @@ def choose_columns(source: str, heads: Mapping[str, FileHead], settings: UrlList
 
 def _is_kept(name: str, settings: UrlListSettings) -> bool:
     keep = settings.keep_columns
-    return keep == "all" or name == settings.hash_column or (not isinstance(keep, str) and name in keep)
+    is_used = name in (settings.hash_column, settings.bbox_column)
+    return keep == "all" or is_used or (not isinstance(keep, str) and name in keep)
 
 
 def _leave_out(column: str) -> str:
     return f"leave it out with download.keep_columns (all, none or a list of names), or store {column!r} as text"
 
 
-def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> list[str]:
+def _names(columns: Sequence[str], available: Sequence[str], requested: int, reserved: frozenset[str]) -> list[str]:
     """Return the name that each column of the URL list gets in the shards, in the order of `columns`.
 
     A column whose name has a fixed meaning in the shards gets the prefix `source_`. A number is appended if that name
@@ -141,11 +155,12 @@ def _names(columns: Sequence[str], available: Sequence[str], requested: int) -> 
         available: all column names in the files, before any column is renamed.
         requested: number of items at the start of `columns` that become `url` and `caption`: 2 if a caption column is
             configured, otherwise 1 (`url` only).
+        reserved: names with a fixed meaning.
     """
     names = ["url", "caption"][:requested]
     for column in columns[requested:]:
         name = column
-        if column in _RESERVED:
+        if column in reserved:
             name, number = f"source_{column}", 2
             while name in available or name in names:
                 name, number = f"source_{column}_{number}", number + 1
@@ -179,7 +194,7 @@ def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str]) -> pa.Sc
         InputError: one of these columns contains neither text nor bytes.
     """
     for setting, column in wanted.items():
-        if setting == "hash_column":
+        if setting not in ("url_column", "caption_column"):
             continue
         name = setting.removesuffix("_column")
         kind = schema.field(name).type
@@ -244,7 +259,7 @@ def _example_header(path: str, names: Sequence[str]) -> str:
 
 
 def _require_columns(path: str, head: FileHead, wanted: Mapping[str, str], source: str | None, first: str) -> None:
-    """Check that one file of a URL list has the URL column, and the caption and hash columns if they are configured.
+    """Check that one file of a URL list has the URL column, and the caption, hash and box columns if configured.
 
     Args:
         path: path of the file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -15,6 +15,8 @@ Quoting = Literal["auto", "none", "rfc4180"]
 class UrlListSettings(Settings):
     """Settings for the columns and quoting rules of a URL list."""
 
+    later_fields: ClassVar[frozenset[str]] = frozenset({"bbox_column"})
+
     url_column: str = "url"
     """Name of the column that contains the image URL."""
     caption_column: str | None = "caption"
@@ -22,6 +24,9 @@ class UrlListSettings(Settings):
     hash_column: str | None = None
     """Name of the column with the expected MD5, SHA-1, SHA-256 or SHA-512 of each response body, in hexadecimal.
     A download whose body has a different hash counts as failed."""
+    bbox_column: str | None = None
+    """Name of the column with the boxes to blur in each image, such as faces: `[[x_min, y_min, x_max, y_max], ...]` as
+    fractions of the width and height, or the JSON text of such a list. null blurs nothing."""
     keep_columns: Literal["all", "none"] | tuple[str, ...] = "all"
     """Other columns to keep in the shards: `all`, `none`, or a list of names. The default is `all`, because these
     columns take little space."""
@@ -41,3 +46,8 @@ class UrlListSettings(Settings):
         if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
             return tuple(sorted(set(value))) or "none"
         return value
+
+    @property
+    def reserved_columns(self) -> frozenset[str]:
+        """Names of columns that are added to each row only with these settings. The list's own are renamed."""
+        return frozenset()

@@ -62,7 +62,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         source = tmp_path_factory.mktemp("list") / "list.parquet"
         captions = [f"caption {number}, 猫" for number in range(len(names))]
         urls = [f"{base}/{name}" for name in names]
-        pq.write_table(pa.table({"url": urls, "caption": captions, "licence": ["cc0"] * len(names)}), source)
+        boxes = [[[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.4]][: number % 3] for number in range(len(names))]
+        faces = [None if number == 6 else each for number, each in enumerate(boxes)]
+        columns = {"url": urls, "caption": captions, "licence": ["cc0"] * len(names), "faces": faces}
+        pq.write_table(pa.table(columns), source)
         yield base, source
 
 
@@ -98,8 +101,27 @@ def rows_by_key(folder: Path) -> dict[str, dict[str, Any]]:
             {"resize_mode": "keep_ratio_largest", "encode_format": "png", "encode_quality": 3}, marks=pytest.mark.slow
         ),
         pytest.param({"resize_mode": "border", "resize_only_if_bigger": False}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "resize_mode": "center_crop",
+                "resize_only_if_bigger": False,
+                "upscale_interpolation": "nearest",
+                "downscale_interpolation": "cubic",
+                "bbox_column": "faces",
+                "extract_exif": True,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["default", "bordered webp", "not resized", "cropped and enlarged", "png by the longer side", "bordered"],
+    ids=[
+        "default",
+        "bordered webp",
+        "not resized",
+        "cropped and enlarged",
+        "png by the longer side",
+        "bordered",
+        "blurred",
+    ],
 )
 def test_the_results_are_those_of_img2dataset(
     served: tuple[str, Path], tmp_path: Path, changes: dict[str, Any]
@@ -115,11 +137,13 @@ def test_the_results_are_those_of_img2dataset(
         "save_additional_columns": ["licence"], "output_folder": str(theirs), "output_format": "webdataset",
         "image_size": settings.image_size, "resize_mode": settings.resize_mode,
         "resize_only_if_bigger": settings.resize_only_if_bigger, "encode_format": settings.encode_format,
+        "upscale_interpolation": settings.upscale_interpolation, "bbox_col": settings.bbox_column,
+        "downscale_interpolation": settings.downscale_interpolation,
         "encode_quality": settings.encode_quality, "min_image_size": settings.min_image_size,
         "max_image_area": settings.max_image_area or float("inf"),
         "max_aspect_ratio": settings.max_aspect_ratio or float("inf"), "number_sample_per_shard": ROWS_PER_SHARD,
-        "processes_count": 1, "thread_count": 4, "extract_exif": False, "compute_hash": "sha256", "retries": 0,
-        "enable_wandb": False,
+        "processes_count": 1, "thread_count": 4, "extract_exif": settings.extract_exif, "compute_hash": "sha256",
+        "retries": 0, "enable_wandb": False,
     }  # fmt: skip
     subprocess.run(
         [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=120

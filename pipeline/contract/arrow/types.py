@@ -144,6 +144,23 @@ def unified(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
         return None
 
 
+def holds_boxes(kind: pa.DataType) -> bool:
+    """Return True if the values of a plain type can be lists of boxes, or their JSON text. A box is a list of numbers.
+
+    A type without values, such as that of empty lists, also counts.
+    """
+    if kind == pa.null() or is_text(kind):
+        return True
+    for _ in range(2):
+        if kind == pa.null():
+            return True
+        if not any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+            return False
+        kind = kind.value_type
+    numbers = (pa.types.is_null, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(test(kind) for test in numbers)
+
+
 def why_not_carried(kind: pa.DataType) -> str | None:
     """Test whether rows of a column can be selected with `take` and written to Parquet and JSON files.
 

@@ -1,4 +1,4 @@
-"""Main program of a decoder process: reads response bodies from a socket and answers each with an image or an error.
+"""Main program of a decoder process: reads requests from a socket and answers each with an image or an error.
 
 The socket is the standard input and output of the process. `decoders.py` implements the parent's end of the socket,
 and `messages.py` defines the message format.
@@ -16,7 +16,7 @@ from io import BufferedRWPair
 
 from ..outcomes import ImageError, ResizedImage
 from ..settings import DownloadSettings
-from .messages import LENGTH, READY, pack
+from .messages import LENGTH, READY, pack, unpack_request
 
 _ORPHAN_SECONDS = 5.0
 """Extra seconds, after `decode_timeout_seconds`, before a hung decoder process terminates itself.
@@ -26,14 +26,14 @@ The parent normally kills a hung decoder earlier, so this matters only if the pa
 
 
 def main() -> None:
-    """Decode the response bodies that arrive on the socket, until the parent closes it."""
+    """Answer the requests that arrive on the socket, until the parent closes it."""
     with socket.socket(fileno=os.dup(0)) as connection, connection.makefile("rwb") as stream:
         with contextlib.suppress(ConnectionError):  # the parent is gone
             _serve(stream)
 
 
 def _serve(stream: BufferedRWPair) -> None:
-    """Receive the download settings, then answer each response body with a resized image or an error.
+    """Receive the download settings, then answer each request with an image or an error.
 
     Return when the parent closes the connection.
     """
@@ -48,11 +48,11 @@ def _serve(stream: BufferedRWPair) -> None:
     _limit_resources(settings)
     _redirect_output()
     _send(stream, READY)
-    while (body := _receive(stream)) is not None:
+    while (message := _receive(stream)) is not None:
         signal.setitimer(signal.ITIMER_REAL, settings.decode_timeout_seconds + _ORPHAN_SECONDS)
         answer: ResizedImage | ImageError
         try:
-            answer = resize(body)
+            answer = resize(*unpack_request(message))
         except ImageError as error:
             answer = error
         except MemoryError:

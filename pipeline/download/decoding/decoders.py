@@ -25,7 +25,8 @@ from ...compute.openmp import without_spinning
 from ...errors import PriorkitError
 from ..outcomes import ImageError, ResizedImage
 from ..settings import DownloadSettings
-from .messages import LENGTH, READY, unpack
+from .boxes import Boxes
+from .messages import LENGTH, READY, pack_request, unpack
 
 _SENT_JOBS = 2
 """Maximum number of unanswered response bodies per decoder process: one being decoded and one waiting."""
@@ -39,9 +40,10 @@ _PROGRAM = "import sys; sys.path[:] = {path}; from {module} import main; main()"
 
 @dataclass(eq=False)
 class _Job:
-    """Response body to decode, and the future that receives the resized image or an exception."""
+    """Response body to decode, with the boxes to blur, and the future that receives the image or an exception."""
 
     body: bytes
+    boxes: Boxes
     answer: asyncio.Future[ResizedImage]
 
 
@@ -70,8 +72,12 @@ class Decoders:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
-    async def decode(self, body: bytes) -> ResizedImage:
+    async def decode(self, body: bytes, boxes: Boxes = ()) -> ResizedImage:
         """Decode, resize and encode the image in a response body.
+
+        Args:
+            body: response body.
+            boxes: boxes to blur.
 
         Raises:
             ImageError: no image can be produced from the body. Its outcome is `decode` if the process crashed or hung.
@@ -79,7 +85,7 @@ class Decoders:
         """
         if self._failure is not None:
             raise self._failure
-        job = _Job(body, asyncio.get_running_loop().create_future())
+        job = _Job(body, boxes, asyncio.get_running_loop().create_future())
         self._jobs.put_nowait(job)
         return await job.answer
 
@@ -145,14 +151,14 @@ class _Slot:
         return await _Process.start(self.settings)
 
     async def _feed(self, process: _Process) -> None:
-        """Send queued response bodies to the decoder process until cancelled.
+        """Send queued jobs to the decoder process until cancelled.
 
-        At most `_SENT_JOBS` bodies are unanswered at any time. Jobs that an earlier process left unanswered are sent
+        At most `_SENT_JOBS` jobs are unanswered at any time. Jobs that an earlier process left unanswered are sent
         first.
         """
         process.watch(bool(self.sent))
         for job in list(self.sent):
-            await process.send(job.body)
+            await process.send(*pack_request(job.body, job.boxes))
         while True:
             while len(self.sent) >= _SENT_JOBS:
                 await process.answered.wait()
@@ -163,7 +169,7 @@ class _Slot:
             self.sent.append(job)
             if len(self.sent) == 1:
                 process.watch(True)
-            await process.send(job.body)
+            await process.send(*pack_request(job.body, job.boxes))
 
     async def _collect(self, process: _Process) -> None:
         """Receive answers from the decoder process, and pass each one to the oldest unanswered job.
@@ -248,10 +254,11 @@ class _Process:
         last = output.splitlines()[-1] if output else "it printed no error"
         raise PriorkitError(f"no process to decode images can be started: {cause}; {last}")
 
-    async def send(self, message: bytes) -> None:
-        """Send a message and wait until the send buffer has room again."""
-        self._writer.write(LENGTH.pack(len(message)))
-        self._writer.write(message)
+    async def send(self, *parts: bytes) -> None:
+        """Send a message, given in parts, and wait until the send buffer has room again."""
+        self._writer.write(LENGTH.pack(sum(map(len, parts))))
+        for part in parts:
+            self._writer.write(part)
         await self._writer.drain()
 
     async def receive(self) -> ResizedImage | ImageError | None:

@@ -26,6 +26,7 @@ from ..settings import DownloadSettings
 from .addresses import AddressGuard, BlockedAddress, is_local_name, literal_address
 from .connections import Connections, ProxyFailure, affordable
 from .content_coding import BodyTooLarge, CodingError, decode_beginning, decode_body, known_codings
+from .paths import PathReader, is_http, paths_hint
 from .response_head import BadResponse
 from .retry import retry_after, retry_wait
 from .robots import MAX_ROBOTS_BYTES, opted_out
@@ -53,9 +54,11 @@ class Fetcher:
     Args:
         settings: download settings.
         tls: TLS context for all connections.
+        base: location that relative paths in the list are relative to, as `paths.base_of` returns it. It is used only
+            if the setting `allow_paths` is on.
     """
 
-    def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext) -> None:
+    def __init__(self, settings: DownloadSettings, tls: ssl.SSLContext, base: str | None = None) -> None:
         self._settings = settings
         self._slots = asyncio.Semaphore(affordable(settings.concurrency))
         self._turn = asyncio.Lock()
@@ -64,6 +67,7 @@ class Fetcher:
         self._guard = AddressGuard(allow_private=settings.allow_private_addresses, allowed=settings.allow_addresses)
         self._connections = Connections(settings, tls, self._guard)
         self._robots = RobotsCache(settings.user_agent, self._read_robots) if settings.robots_txt else None
+        self._paths = PathReader(settings, base) if settings.allow_paths else None
 
     async def __aenter__(self) -> Fetcher:
         await self._connections.__aenter__()
@@ -74,10 +78,14 @@ class Fetcher:
     ) -> None:
         if self._robots is not None:
             await self._robots.close()
+        if self._paths is not None:
+            self._paths.close()
         await self._connections.__aexit__(kind, error, trace)
 
     async def fetch(self, url: str | None) -> bytes:
         """Fetch `url` and return the response body, decoded as its Content-Encoding header declares.
+
+        If the setting `allow_paths` is on, `url` may also be a path, whose file is read instead.
 
         The time limit `timeout_seconds` does not include the wait for a free connection, which depends on
         `connections_per_host` and `concurrency`.
@@ -85,7 +93,11 @@ class Fetcher:
         Raises:
             FetchError: the fetch failed, or `url` is None or invalid. Its `outcome` names the kind of failure.
         """
-        checked = self._check(url)
+        if self._paths is not None and url and url.strip() and not is_http(url.strip()):
+            url = self._paths.locate(url.strip())
+            if not is_http(url):  # a path in a list on the web is relative to the URL of the list
+                return await self._paths.read(url)
+        checked = self._check(url, paths_hint(url))
         host = checked.raw_host or ""
         host_slots = self._host_slots.setdefault(host, asyncio.Semaphore(self._settings.connections_per_host))
         seconds = self._settings.timeout_seconds
@@ -150,11 +162,15 @@ class Fetcher:
             url = self._check(urljoin(str(url), location))
         raise FetchError("redirect_loop", f"more than {_MAX_REDIRECTS} redirects")
 
-    def _check(self, url: str | None) -> URL:
+    def _check(self, url: str | None, hint: str = "") -> URL:
         """Parse a URL and check its scheme and host. A URL with credentials is refused.
 
         The address guard checks IP addresses and `localhost` names here. The resolver later checks the addresses of
         other names, unless a proxy does the name lookup.
+
+        Args:
+            url: URL to check.
+            hint: text to append to the error message for a URL with another scheme.
 
         Raises:
             FetchError: the URL cannot or must not be fetched.
@@ -168,7 +184,7 @@ class Fetcher:
         except ValueError as error:
             raise FetchError("bad_url", _short(error)) from None
         if checked.scheme not in ("http", "https"):
-            raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https")
+            raise FetchError("bad_scheme", f"{checked.scheme or 'none'} is not http or https{hint}")
         if not host or not port:
             raise FetchError("bad_url", "no host" if not host else "port 0")
         if credentials is not None:  # in a list from the web, credentials are stolen or disguise the real host

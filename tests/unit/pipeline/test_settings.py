@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -153,3 +153,20 @@ def test_an_override_that_has_no_effect_is_refused(override: str) -> None:
 def test_an_override_without_a_name_is_refused(override: str) -> None:
     with pytest.raises(SettingsError, match="expected KEY=VALUE"):
         with_overrides({}, [override])
+
+
+class Later(Settings):
+    """A class with fields that were added after folders had been written."""
+
+    later_fields: ClassVar[frozenset[str]] = frozenset({"size", "inner", "names"})
+
+    text: str = "text"
+    size: int = 1
+    inner: Inner = Inner()
+    names: list[str] = Field(default_factory=list)
+
+
+def test_later_fields_are_part_of_the_identity_only_if_they_are_changed() -> None:
+    assert Later(size=1).identity() == {"text": "text"}
+    changed = Later(size=2, inner=Inner(size=3), names=["a"])
+    assert changed.identity() == {"text": "text", "size": 2, "inner": {"size": 3, "choice": "yes"}, "names": ["a"]}

@@ -48,6 +48,8 @@ def test_whole_shards_are_judged_too() -> None:
         ({"http_4xx 404": 9}, "the list is old"),
         ({"empty_url": 5, "bad_url": 4}, "download.url_column is the right one"),
         ({"hash_mismatch": 5}, "download.hash_column"),
+        ({"no_file": 5}, "relative paths begin at the folder of the list"),
+        ({"bad_scheme": 5}, "download.allow_paths=true"),
         ({"dns": 4, "timeout": 3, "filtered": 3}, "several kinds, most of them 4 dns, 3 timeout, 3 filtered"),
         ({"filtered": 9}, "most of them 9 filtered"),
     ],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from priorkit.pipeline.contract.manifest import fingerprint
-from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.pipeline.download.settings import INTERPOLATION_SYNONYMS, DownloadSettings, Interpolation
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import parse_settings
 
@@ -108,3 +108,90 @@ def test_dumped_settings_are_read_back_as_they_were(engine: str, concurrency: in
 def test_a_token_that_no_header_can_hold_is_refused(token: str) -> None:
     with pytest.raises(ValidationError):
         settings(engine="img2dataset", img2dataset={"user_agent_token": token})
+
+
+@pytest.mark.parametrize(
+    ("changes", "valid"),
+    [
+        ({"reencode_format": "png", "encode_quality": 9}, True),
+        ({"reencode_format": "png", "encode_quality": 10}, False),
+        ({"reencode_format": "webp", "encode_quality": 10}, True),
+    ],
+)
+def test_the_quality_is_that_of_the_format_that_is_encoded(changes: dict[str, Any], valid: bool) -> None:
+    if valid:
+        chosen = settings(encode_format="original", **changes)
+        assert chosen.encoder == changes["reencode_format"]
+    else:
+        with pytest.raises(ValidationError, match="compression level of 0 to 9"):
+            settings(encode_format="original", **changes)
+    assert settings(encode_format="webp").encoder == "webp"
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"reencode_format": "png"}, "reencode_format needs encode_format=original"),
+        ({"upscale_interpolation": "cubic"}, "upscale_interpolation needs resize_only_if_bigger=false"),
+        (
+            {"upscale_interpolation": "cubic", "resize_only_if_bigger": False, "resize_mode": "no"},
+            "upscale_interpolation needs",
+        ),
+        ({"downscale_interpolation": "cubic", "resize_mode": "no"}, "downscale_interpolation needs resize_mode"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes: dict[str, Any], needed: str) -> None:
+    with pytest.raises(SettingsError, match=needed):
+        parse_settings(DownloadSettings, changes, "a test")
+
+
+@pytest.mark.parametrize(
+    ("name", "standard"),
+    [("bilinear", "linear"), ("bicubic", "cubic"), ("lanczos4", "lanczos"), ("AREA", "area"), ("Bicubic", "cubic")],
+)
+def test_interpolations_have_one_name(name: str, standard: str) -> None:
+    """The names are those that img2dataset accepts, and have its meaning."""
+    from priorkit.pipeline.download.decoding.resize import _upstream
+
+    assert settings(downscale_interpolation=name).downscale_interpolation == standard
+    assert _upstream.inter_str_to_cv2(name) == _upstream.inter_str_to_cv2(standard)
+    names = set(get_args(Interpolation)) | set(INTERPOLATION_SYNONYMS)
+    assert names == set(_upstream._INTER_STR_TO_CV2)
+
+
+@pytest.mark.parametrize("name", ["sinc", 4, None])
+def test_other_interpolations_are_refused(name: Any) -> None:
+    with pytest.raises(ValidationError):
+        settings(downscale_interpolation=name)
+
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "allow_paths": {"allow_paths": True},
+    "bbox_column": {"bbox_column": "faces"},
+    "downscale_interpolation": {"downscale_interpolation": "cubic"},
+    "engine": {"engine": "img2dataset"},
+    "extract_exif": {"extract_exif": True},
+    "reencode_format": {"reencode_format": "png", "encode_format": "original", "encode_quality": 9},
+    "upscale_interpolation": {"upscale_interpolation": "cubic", "resize_only_if_bigger": False},
+}
+
+
+def test_folders_of_earlier_versions_can_be_continued() -> None:
+    """Settings that those versions lack are recorded only if they are used."""
+    assert set(CHANGED) == DownloadSettings.later_fields - {"img2dataset"}  # which no shard depends on
+    assert DownloadSettings.later_fields.isdisjoint(settings().identity())
+    for name, changes in CHANGED.items():
+        assert settings(**changes).identity()[name] == changes[name]
+        assert settings(**changes).identity().keys() - settings().identity().keys() == {name}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("skip_reencode", "encode_format"), ("disable_all_reencoding", "encode_format"), ("bbox_col", "bbox_column"),
+        ("blurring_bbox_col", "bbox_column"),
+    ],
+)  # fmt: skip
+def test_names_of_img2dataset_lead_to_ours(key: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=f"did you mean '{meant}'"):
+        parse_settings(DownloadSettings, {key: True}, "a test")

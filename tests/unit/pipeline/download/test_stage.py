@@ -49,6 +49,11 @@ def test_a_plan_estimates_rows_bytes_and_time_and_writes_nothing(tmp_path: Path,
     assert not (tmp_path / "images").exists()
 
 
+def test_images_that_are_not_resized_are_estimated_by_their_number(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"resize_mode": "no"})
+    assert plan_download(write_list(tmp_path), str(tmp_path / "images"), settings).bytes_needed == 1_000_000
+
+
 def test_a_plan_keeps_to_the_limit(tmp_path: Path) -> None:
     plan = plan_download(write_list(tmp_path), str(tmp_path / "images"), SETTINGS, limit=5)
     assert (plan.units, plan.pending_units, plan.pending_rows) == (2, 2, 5)

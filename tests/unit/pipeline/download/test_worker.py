@@ -59,3 +59,20 @@ def test_every_row_gets_its_outcome_in_input_order(tmp_path: Path) -> None:
         assert tar.getnames() == []
     stats = json.loads((tmp_path / "00003_stats.json").read_text())
     assert (stats["count"], stats["failed_to_download"], stats["status_dict"]) == (6, 6, dict(record.counts))
+
+
+def test_boxes_that_are_not_valid_fail_before_a_request_is_sent(tmp_path: Path) -> None:
+    """Otherwise the image would be stored with what the boxes hide."""
+    rows: list[Row] = []
+    settings = DownloadSettings(rows_per_shard=10, decode_processes=1, extract_exif=True)
+    boxes = ["[[0, 0, 60, 80]]", "no JSON", "[]", None]
+    urls = [f"http://127.0.0.1/{number}" for number in range(4)]  # refused, if it comes to that
+    table = pa.table({"url": urls, "faces": pa.array(boxes, pa.string())})
+    with DownloadWorker(Store(str(tmp_path)), settings, "fingerprint", rows.append) as worker:
+        record = worker(DownloadTask("00000", "digest", 0, table, bbox_column="faces"))
+    assert [row.outcome for row in rows] == ["bad_boxes", "bad_boxes", "blocked_address", "blocked_address"]
+    assert record.counts == {"bad_boxes": 2, "blocked_address": 2}
+    written = pq.read_table(tmp_path / "00000.parquet").to_pylist()
+    assert [row["status"] for row in written] == ["failed_to_resize"] * 2 + ["failed_to_download"] * 2
+    assert written[0]["error_message"].startswith("bad_boxes: [0.0, 0.0, 60.0, 80.0] are not fractions")
+    assert {row["exif"] for row in written} == {None}

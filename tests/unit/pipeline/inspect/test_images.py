@@ -123,3 +123,19 @@ def test_sizes_are_those_of_a_bounded_sample(tmp_path: Path, monkeypatch: pytest
     looked_at = inspect(tmp_path).looked_at
     assert looked_at["images, for the distribution of sizes: a seeded sample"] == 2
     assert 2 <= looked_at["images, of which the header was read"] <= 3
+
+
+def test_the_size_of_a_rotated_image_may_be_that_of_the_file_or_of_the_upright_image(tmp_path: Path) -> None:
+    """Our `encode_format=original` stores the one size, img2dataset without encoding the other."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 3)).save(file, "JPEG", exif=exif)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for key in KEYS:
+            for name, data in ((f"{key}.jpg", file.getvalue()), (f"{key}.txt", f"caption {key}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    sizes = {"width": [4, None, 3, 4], "height": [3, None, 4, 4], "key": ["000", "x", "001", "002"]}
+    write_table(tmp_path / "0.parquet", **sizes)
+    assert inspect(tmp_path).problems == ["shard 0, row 3: the image of '002' is 4x3, its table says 4x4"]

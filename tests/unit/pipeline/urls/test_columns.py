@@ -263,3 +263,51 @@ def test_the_error_for_unsupported_addresses_names_the_fix(tmp_path: Path) -> No
     ):
         with pytest.raises(InputError, match=hint):
             open_url_list(address, DownloadSettings())
+
+
+BOXES = [[[0.1, 0.2, 0.3, 0.4]], [], None, [[0.0, 0.0, 1.0, 1.0]] * 2, []]
+
+
+def test_the_box_column_is_kept_and_may_be_renamed(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.parquet", url=URLS, caption=URLS, key=pa.array(BOXES), other=URLS)
+    urls = open_list(path, keep_columns="none", bbox_column="key")
+    assert (urls.schema.names, urls.columns.bbox_column) == (["url", "caption", "source_key"], "source_key")
+    assert [row["source_key"] for row in rows_of(urls)] == BOXES
+    assert open_list(path).columns.bbox_column is None
+
+
+def test_boxes_of_csv_and_json_are_read(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('url,caption,faces\nhttp://h/0,a,"[[0, 0, 1, 1]]"\nhttp://h/1,b,\n')
+    lines = [
+        '{"url": "http://h/0", "caption": "a", "faces": [[0, 0, 1, 0.5]]}',
+        '{"url": "b", "caption": "", "faces": []}',
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    assert rows_of(open_list(tmp_path / "list.csv", bbox_column="faces"))[0]["faces"] == "[[0, 0, 1, 1]]"
+    assert rows_of(open_list(tmp_path / "list.jsonl", bbox_column="faces"))[0]["faces"] == [[0, 0, 1, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("column", "settings", "hint"),
+    [
+        (BOXES, {"bbox_column": "bboxes"}, "no column 'bboxes'; did you mean 'face_bboxes'?"),
+        (
+            [0.5] * 5,
+            {"bbox_column": "face_bboxes"},
+            "'face_bboxes' holds double; boxes are lists of four numbers",
+        ),
+        ([[0.1, 0.2, 0.3, 0.4]] * 5, {"bbox_column": "face_bboxes"}, "holds list<"),
+        (BOXES, {"bbox_column": "caption"}, "bbox_column 'caption' is the column of URLs or captions itself"),
+    ],
+)
+def test_a_column_without_boxes_is_refused(
+    tmp_path: Path, column: list[Any], settings: dict[str, Any], hint: str
+) -> None:
+    path = write(tmp_path / "list.parquet", url=URLS, caption=URLS, face_bboxes=pa.array(column))
+    assert hint in refusal(path, **settings)
+
+
+def test_a_column_exif_is_renamed_only_if_exif_is_extracted(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.parquet", url=URLS, caption=URLS, exif=URLS)
+    assert open_list(path).schema.names == ["url", "caption", "exif"]
+    assert open_list(path, extract_exif=True).schema.names == ["url", "caption", "source_exif"]

@@ -8,6 +8,7 @@ import pytest
 from priorkit.pipeline.contract.arrow.types import (
     can_be_text,
     column_fault,
+    holds_boxes,
     is_bytes,
     is_text,
     plain_type,
@@ -93,3 +94,12 @@ def test_types_of_two_files_are_widened_or_refused(
 ) -> None:
     assert unified(first, second) == both
     assert unified(second, first) == both
+
+
+def test_boxes_are_lists_of_lists_of_numbers_or_text() -> None:
+    box = pa.list_(pa.float64(), 4)
+    boxes = [pa.list_(box), pa.list_(pa.list_(pa.float32())), pa.large_list(pa.list_(pa.int64())), pa.list_(box, 2)]
+    for kind in (*boxes, pa.list_(pa.list_(pa.decimal128(5, 2))), pa.list_(pa.null()), pa.null(), pa.string()):
+        assert holds_boxes(kind), kind
+    for kind in (box, pa.float64(), pa.list_(pa.string()), pa.list_(pa.list_(pa.string())), pa.struct([("x", box)])):
+        assert not holds_boxes(kind), kind

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from priorkit.pipeline.download.decoding import decoder_process
-from priorkit.pipeline.download.decoding.messages import LENGTH, READY, unpack
+from priorkit.pipeline.download.decoding.messages import LENGTH, READY, pack_request, unpack
 from priorkit.pipeline.download.outcomes import ImageError, ResizedImage
 from priorkit.pipeline.download.settings import DownloadSettings
 
@@ -69,12 +69,12 @@ def test_each_body_gets_its_answer_and_the_end_of_the_socket_ends_the_process() 
     file = io.BytesIO()
     Image.new("RGB", (60, 40)).save(file, "PNG")
     settings = DownloadSettings(image_size=20, max_pixels=2400)
-    bodies = [file.getvalue(), b"<html>", file.getvalue()[:60]]
+    requests = [b"".join(pack_request(body, [])) for body in (file.getvalue(), b"<html>", file.getvalue()[:60])]
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             child = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=theirs, stdout=theirs)
-        ours.sendall(b"".join(map(message, [settings.model_dump_json().encode(), *bodies])))
+        ours.sendall(b"".join(map(message, [settings.model_dump_json().encode(), *requests])))
         ours.shutdown(socket.SHUT_WR)
         with ours.makefile("rb") as stream:
             ready, *answers = received(stream.read())

@@ -101,6 +101,16 @@ def test_images_and_failures_are_those_of_the_resizer() -> None:
     with_decoders(SETTINGS, work)
 
 
+def test_boxes_go_with_their_image() -> None:
+    async def work(decoders: Decoders, processes: set[int]) -> None:
+        boxes = [[[0.0, 0.0, 1.0, number / 10]] if number % 2 else [] for number in range(8)]
+        images = await asyncio.gather(*(decoders.decode(body(), each) for each in boxes))
+        assert images == [ImageResizer(SETTINGS)(body(), each) for each in boxes]
+        assert len({image.data for image in images}) == 5
+
+    with_decoders(SETTINGS, work)
+
+
 def test_bodies_of_many_megabytes_pass() -> None:
     async def work(decoders: Decoders, processes: set[int]) -> None:
         padded = [body(seed) + bytes(20_000_000) for seed in range(6)]

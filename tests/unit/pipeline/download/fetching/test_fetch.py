@@ -14,6 +14,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +162,50 @@ def test_a_redirect_to_another_scheme_is_refused(target: str) -> None:
     outcome = fetch_one(response("302 Found", b"", Location=target))
     assert isinstance(outcome, str)
     assert outcome.startswith("bad_scheme: ")
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome"),
+    [
+        ("file:///etc/hostname", "bad_scheme: file is not http or https"),
+        ("s3://bucket/a.jpg", "bad_scheme: s3 is not http or https"),
+        ("{folder}/a.jpg", "http_4xx: 404"),
+        ("a.jpg", "http_4xx: 404"),
+    ],
+)
+def test_a_redirect_is_never_read_as_a_path(target: str, outcome: str, tmp_path: Path) -> None:
+    """The server that chose it must not choose what is read on this machine."""
+    (tmp_path / "a.jpg").write_bytes(b"secret")
+    redirect = response("302 Found", b"", Location=target.replace("{folder}", str(tmp_path)))
+    gone = response("404 Not Found")
+    server = Server({"/x.jpg": redirect, "/a.jpg": gone, f"{tmp_path}/a.jpg": gone})
+    urls: list[str | None] = ["{server}/x.jpg", f"{tmp_path}/a.jpg"]
+    assert fetch(urls, server, allow_paths=True) == [outcome, b"secret"]
+
+
+def test_paths_are_refused_by_default_and_the_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"content")
+    urls: list[str | None] = [str(tmp_path / "a.jpg"), f"file://{tmp_path}/a.jpg", "s3://bucket/a.jpg", "ftp://h/x"]
+    hint = "is not http or https; download.allow_paths=true reads paths"
+    assert fetch(urls, Server({})) == [
+        f"bad_scheme: none {hint}",
+        f"bad_scheme: file {hint}",
+        f"bad_scheme: s3 {hint}",
+        "bad_scheme: ftp is not http or https",
+    ]
+    assert fetch(urls[:2], Server({}), allow_paths=True) == [b"content"] * 2
+
+
+def test_a_relative_path_in_a_list_on_the_web_is_fetched_from_there() -> None:
+    server = Server({"/lists/a.jpg": response(), "/b.jpg": response(body=b"other")})
+
+    async def run() -> list[bytes]:
+        async with server.running():
+            base = f"{server.url}/lists/urls.csv"
+            async with Fetcher(settings(allow_paths=True), ssl.create_default_context(), base) as fetcher:
+                return [await fetcher.fetch("a.jpg"), await fetcher.fetch("../b.jpg")]
+
+    assert asyncio.run(run()) == [b"body", b"other"]
 
 
 def test_a_slow_body_without_pauses_meets_the_deadline() -> None:
