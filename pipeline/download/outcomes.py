@@ -105,4 +105,4 @@ class ResizedImage:
     original_width: int
     original_height: int
     exif: str | None = None
-    """EXIF tags as the text of a JSON object; None if they are damaged or not extracted."""
+    """EXIF tags as the text of a JSON object; None if they cannot be read or are not extracted."""

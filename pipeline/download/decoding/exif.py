@@ -15,7 +15,7 @@ def read_exif(body: bytes) -> str | None:
     """Return the EXIF tags of an image file as the text of a JSON object, such as `{"Image Make": "Canon"}`.
 
     The text contains only ASCII characters. The object is empty if the file has no EXIF, or has a format whose EXIF the
-    `exifread` package cannot read, such as PNG. Return None if the EXIF is damaged.
+    `exifread` package cannot read, such as PNG. Return None if reading the EXIF fails.
 
     Args:
         body: image file.
