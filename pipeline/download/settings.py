@@ -14,6 +14,11 @@ from ..settings import Settings
 from ..urls.settings import UrlListSettings
 from .img2dataset_engine.limits import LIMITS, THREADS, check_limits, describe_limits
 
+INTERPOLATION_SYNONYMS = {"bilinear": "linear", "bicubic": "cubic", "lanczos4": "lanczos"}
+"""Other names of interpolations, which img2dataset also accepts."""
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+"""Name of an interpolation for resizing."""
+
 
 class Img2datasetSettings(Settings):
     """Options of img2dataset's downloader that have no counterpart in priorkit's own. They have img2dataset's names."""
@@ -26,12 +31,6 @@ class Img2datasetSettings(Settings):
     user_agent_token: str | None = Field(default=None, pattern=r"^[!-~]([ -~]*[!-~])?$")
     """Name that img2dataset adds to its User-Agent header, and by which X-Robots-Tag headers can opt out; null for
     none, which is img2dataset's default."""
-
-
-INTERPOLATION_SYNONYMS = {"bilinear": "linear", "bicubic": "cubic", "lanczos4": "lanczos"}
-"""Other names of interpolations, which img2dataset also accepts."""
-Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
-"""Name of an interpolation for resizing."""
 
 
 class DownloadSettings(UrlListSettings):

@@ -274,7 +274,7 @@ def _open_list(urls: str, settings: DownloadSettings) -> UrlList:
     """
     url_list = open_url_list(urls, settings)
     if settings.engine == "img2dataset":
-        check_columns(url_list.source, url_list.schema)
+        check_columns(url_list.source, url_list.schema, url_list.columns.bbox_column)
     return url_list
 
 

@@ -102,8 +102,7 @@ class DownloadWorker:
             Record of the committed shard.
         """
         rows = self._ahead.rows(task, following)
-        exif = self._settings.extract_exif
-        return write_shard(self._store, task, self._settings_fingerprint, rows, self._on_row, exif=exif)
+        return write_shard(self._store, task, self._settings, self._settings_fingerprint, rows, self._on_row)
 
     @contextlib.asynccontextmanager
     async def _tools(self) -> AsyncIterator[None]:
@@ -172,21 +171,20 @@ class DownloadWorker:
 def write_shard(
     store: Store,
     task: DownloadTask,
+    settings: DownloadSettings,
     settings_fingerprint: str,
     rows: Generator[Row, None, None],
     on_row: Callable[[Row], None] | None = None,
-    *,
-    exif: bool = False,
 ) -> ShardRecord:
     """Write and commit the shard of a task, and return its record.
 
     Args:
         store: folder that receives the shard.
         task: task of the shard.
+        settings: download settings.
         settings_fingerprint: fingerprint of the settings, stored in the record.
         rows: finished rows of the shard in input order. The generator is closed.
         on_row: callback for each row after it is written, or None.
-        exif: True if the rows have the column `exif`.
     """
     start = time.time()
     name = task.name
@@ -208,7 +206,8 @@ def write_shard(
             if on_row is not None:
                 on_row(row)
     with commit.create(f"{name}.parquet") as file:
-        pq.write_table(pa.Table.from_pylist(metas, schema=image_schema(task.table.schema, exif=exif)), file)
+        schema = image_schema(task.table.schema, exif=settings.extract_exif)
+        pq.write_table(pa.Table.from_pylist(metas, schema=schema), file)
     commit.write_log(f"{name}_stats.json", statistics.to_json(start, time.time()))
     return commit.commit(rows=len(metas), counts=statistics.outcomes)
 

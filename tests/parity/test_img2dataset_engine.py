@@ -122,7 +122,9 @@ def run_img2dataset(source: Path, output: Path, settings: DownloadSettings, **ch
         "encode_quality": settings.encode_quality, "min_image_size": settings.min_image_size,
         "max_image_area": settings.max_image_area or float("inf"),
         "max_aspect_ratio": settings.max_aspect_ratio or float("inf"), "number_sample_per_shard": ROWS_PER_SHARD,
-        "processes_count": 1, "thread_count": 8, "extract_exif": False, "retries": settings.retries,
+        "processes_count": 1, "thread_count": 8, "extract_exif": settings.extract_exif, "retries": settings.retries,
+        "upscale_interpolation": settings.upscale_interpolation,
+        "downscale_interpolation": settings.downscale_interpolation,
         "enable_wandb": False, "distributor": "multiprocessing", **changed,
     }  # fmt: skip
     subprocess.run(
@@ -176,7 +178,14 @@ def test_the_result_is_that_of_img2datasets_own_command(source: Path, tmp_path: 
     [
         {"resize_mode": "border", "encode_format": "webp", "min_image_size": 50, "max_aspect_ratio": 3.0},
         {"resize_mode": "no", "encode_format": "webp", "max_image_area": 20_000, "retries": 0},
-        {"resize_mode": "center_crop", "resize_only_if_bigger": False, "encode_quality": 60},
+        {
+            "resize_mode": "center_crop",
+            "resize_only_if_bigger": False,
+            "encode_quality": 60,
+            "extract_exif": True,
+            "upscale_interpolation": "cubic",
+            "downscale_interpolation": "linear",
+        },
         {"resize_mode": "keep_ratio_largest", "encode_format": "png", "encode_quality": 3},
     ],
     ids=["bordered webp", "not resized", "cropped and enlarged", "png by the longer side"],
@@ -199,6 +208,21 @@ def test_a_list_without_captions_and_other_columns_gives_the_same(source: Path, 
     download(str(source), str(tmp_path / "ours"), settings)
     run_img2dataset(source, tmp_path / "theirs", settings, caption_col=None, save_additional_columns=None)
     assert_equal(tmp_path / "ours", tmp_path / "theirs")
+
+
+@pytest.mark.slow
+def test_boxes_are_blurred_as_by_img2dataset(source: Path, tmp_path: Path) -> None:
+    table = pq.read_table(source)
+    boxes = [None if number % 5 == 0 else [[0.1, 0.2, 0.6, 0.7]] * (number % 3) for number in range(len(table))]
+    path = tmp_path / "list.parquet"
+    pq.write_table(table.append_column("faces", pa.array(boxes)), path)
+    settings = settings_of(bbox_column="faces")
+    download(str(path), str(tmp_path / "ours"), settings)
+    run_img2dataset(path, tmp_path / "theirs", settings, bbox_col="faces")
+    assert_equal(tmp_path / "ours", tmp_path / "theirs")
+    plain = settings_of()
+    download(str(path), str(tmp_path / "plain"), plain)
+    assert members(tmp_path / "ours") != members(tmp_path / "plain")
 
 
 @pytest.mark.slow

@@ -19,16 +19,22 @@ def img2dataset_order(names: Sequence[str]) -> list[str]:
     return [*(name for name in names if name not in last), *last]
 
 
-def check_columns(source: str, schema: pa.Schema) -> None:
+def check_columns(source: str, schema: pa.Schema, bbox_column: str | None = None) -> None:
     """Check that img2dataset can write the columns of a URL list. It would drop each row that it cannot write as JSON.
 
     Args:
         source: location of the list, for the error message.
         schema: columns of the list.
+        bbox_column: column with the boxes to blur in each image; None if there is none.
 
     Raises:
         InputError: img2dataset cannot write a column. The message names it.
     """
+    if bbox_column is not None and pa.types.is_string(schema.field(bbox_column).type):
+        raise InputError(
+            f"{source}: column {bbox_column!r} holds boxes as text, which img2dataset cannot read; store lists of "
+            "numbers, or use download.engine=native"
+        )
     for field in schema:
         if not _has_json(field.type):
             raise InputError(

@@ -26,16 +26,14 @@ class Limit:
 
 LIMITS = {
     "hash_column": Limit("it compares one kind of hash, and fails rows without one", (None,)),
-    "allow_paths": Limit("it fetches URLs alone", (False,)),
-    "bbox_column": Limit("priorkit passes no boxes to it", (None,)),
-    "extract_exif": Limit("priorkit does not ask it for EXIF tags", (False,)),
     "max_pixels": Limit("OpenCV decodes up to 2^30 pixels; max_image_area filters after decoding"),
     "decode_mode": Limit("it decodes at full size", ("exact",)),
     "exif_orientation": Limit("it stores pixels unrotated", ("ignore",)),
     "timeout_seconds": Limit("it limits each wait for a server, by img2dataset.timeout, not the whole fetch"),
     "max_bytes": Limit("it reads a body of any size"),
     "allow_private_addresses": Limit("it fetches from private addresses, and follows redirects to them", (True,)),
-    "allow_addresses": Limit("it fetches from link-local and metadata addresses, and file:, ftp: and data: URLs"),
+    "allow_addresses": Limit("it fetches from link-local and metadata addresses"),
+    "allow_paths": Limit("it opens file:, ftp: and data: URLs, and no other paths"),
     "proxy": Limit("it takes the proxy from the environment (http_proxy, https_proxy, no_proxy)", (None,)),
     "user_agent": Limit("it sends the User-Agent of a browser, and img2dataset.user_agent_token"),
     "robots_txt": Limit("it ignores robots.txt", (False,)),

@@ -43,8 +43,10 @@ def main() -> None:
         parent.send("done")
 
 
-def _load_img2dataset() -> tuple[Any, Any, Any]:
-    """Import img2dataset, and return its classes `Downloader`, `Resizer` and `WebDatasetSampleWriter`.
+def _load_img2dataset() -> tuple[Any, Any, Any, Any]:
+    """Import img2dataset, and return its classes.
+
+    They are `Downloader`, `Resizer`, `BoundingBoxBlurrer` and `WebDatasetSampleWriter`.
 
     The `__init__.py` of the package is not run, because it imports Ray and torch, which takes seconds.
     """
@@ -52,16 +54,18 @@ def _load_img2dataset() -> tuple[Any, Any, Any]:
     if package is None:
         raise ModuleNotFoundError("img2dataset is not installed: pip install img2dataset")
     sys.modules["img2dataset"] = importlib.util.module_from_spec(package)
+    from img2dataset.blurrer import BoundingBoxBlurrer
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import WebDatasetSampleWriter
 
-    return Downloader, Resizer, WebDatasetSampleWriter
+    return Downloader, Resizer, BoundingBoxBlurrer, WebDatasetSampleWriter
 
 
-def _download(parent: _Parent, request: Request, downloader: Any, resizer: Any, writer: Any) -> None:
+def _download(parent: _Parent, request: Request, downloader: Any, resizer: Any, blurrer: Any, writer: Any) -> None:
     """Download one shard with img2dataset's classes."""
-    measured = _MeasuredResizer(resizer(**request.resizer))
+    has_boxes = request.downloader["blurring_bbox_col"] is not None
+    measured = _MeasuredResizer(resizer(**request.resizer, blurrer=blurrer() if has_boxes else None))
     download = downloader(
         sample_writer_class=partial(_ReportingWriter, parent, measured, writer), resizer=measured, **request.downloader
     )

@@ -40,23 +40,26 @@ class Request:
         return Request(**parse_json(line))
 
 
-def make_request(name: str, folder: str, columns: list[str], settings: DownloadSettings) -> Request:
+def make_request(
+    name: str, folder: str, columns: list[str], bbox_column: str | None, settings: DownloadSettings
+) -> Request:
     """Return the request for a shard.
 
     Args:
         name: name of the shard.
         folder: local working folder.
         columns: columns of the list rows, in img2dataset's order.
+        bbox_column: column with the boxes to blur in each image; None to blur nothing.
         settings: download settings.
     """
     resizer = {
         "image_size": settings.image_size,
         "resize_mode": settings.resize_mode,
         "resize_only_if_bigger": settings.resize_only_if_bigger,
-        "encode_quality": settings.encode_quality,
-        "encode_format": settings.encode_format,
         "upscale_interpolation": settings.upscale_interpolation,
         "downscale_interpolation": settings.downscale_interpolation,
+        "encode_quality": settings.encode_quality,
+        "encode_format": settings.encode_format,
         "min_image_size": settings.min_image_size,
         "max_image_area": settings.max_image_area or float("inf"),
         "max_aspect_ratio": settings.max_aspect_ratio or float("inf"),
@@ -64,7 +67,7 @@ def make_request(name: str, folder: str, columns: list[str], settings: DownloadS
     downloader = {
         "thread_count": settings.img2dataset_threads(),
         "save_caption": "caption" in columns,
-        "extract_exif": False,
+        "extract_exif": settings.extract_exif,
         "output_folder": folder,
         "column_list": columns,
         "timeout": settings.img2dataset.timeout,
@@ -76,5 +79,6 @@ def make_request(name: str, folder: str, columns: list[str], settings: DownloadS
         "retries": settings.retries,
         "user_agent_token": settings.img2dataset.user_agent_token,
         "disallowed_header_directives": list(OPT_OUTS),
+        "blurring_bbox_col": bbox_column,
     }
     return Request(name, folder, resizer, downloader)

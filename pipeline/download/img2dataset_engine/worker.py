@@ -34,8 +34,6 @@ from .request import INPUT_NAME, make_request
 
 _WORKING_PREFIX = ".img2dataset-"
 """Start of the names of working folders. Readers ignore hidden folders."""
-_RESULTS = image_schema(pa.schema([])).names
-"""Names of the columns that img2dataset adds to the columns of the list."""
 
 
 def remove_working_folders(store: Store) -> None:
@@ -84,7 +82,7 @@ class Img2datasetWorker:
             following: ignored; img2dataset downloads one shard at a time.
         """
         task = replace(task, table=task.table.select(img2dataset_order(task.table.column_names)))
-        return write_shard(self._store, task, self._settings_fingerprint, self._rows(task))
+        return write_shard(self._store, task, self._settings, self._settings_fingerprint, self._rows(task))
 
     def _rows(self, task: DownloadTask) -> Generator[Row, None, None]:
         """Download the rows of a task, and yield all its rows in input order.
@@ -101,7 +99,7 @@ class Img2datasetWorker:
             _write_input(folder, task.table, [wanted[key]["url"] if key in wanted else "" for key in keys])
             bodies = self._download(task, folder, wanted)
             with tarfile.open(f"{folder}/{task.name}.tar", "r:") as tar:
-                downloaded = _Downloaded(folder, task.name, self._settings.encode_format, tar)
+                downloaded = _Downloaded(folder, task.name, self._settings, tar)
                 for key, row_values, row in zip(keys, values, self._reused(task, values), strict=True):
                     yield row if row is not None else downloaded.row(key, row_values, bodies.get(key, 0))
 
@@ -127,7 +125,8 @@ class Img2datasetWorker:
                 meta = {**wanted[key], "status": status, "error_message": message}
                 self._on_row(Row(meta, outcome=img2dataset_outcome(meta), body_bytes=size))
 
-        self._child.run(make_request(task.name, folder, task.table.column_names, self._settings), add_row)
+        request = make_request(task.name, folder, task.table.column_names, task.bbox_column, self._settings)
+        self._child.run(request, add_row)
         return bodies
 
 
@@ -155,14 +154,15 @@ class _Downloaded:
     Args:
         folder: working folder.
         name: name of the shard.
-        encoding: image format, which is the file extension of images.
+        settings: download settings.
         tar: the tar file of the shard, opened for reading.
     """
 
-    def __init__(self, folder: str, name: str, encoding: str, tar: tarfile.TarFile) -> None:
-        self._name, self._encoding, self._tar = name, encoding, tar
+    def __init__(self, folder: str, name: str, settings: DownloadSettings, tar: tarfile.TarFile) -> None:
+        self._name, self._encoding, self._tar = name, settings.encode_format, tar
+        added = image_schema(pa.schema([]), exif=settings.extract_exif).names
         with open(f"{folder}/{name}.parquet", "rb") as file:
-            table = open_parquet(file).read(columns=_RESULTS, use_threads=False)
+            table = open_parquet(file).read(columns=added, use_threads=False)
         self._results = {row["key"]: row for row in table.to_pylist()}
         self._members = {member.name: member for member in tar}
 

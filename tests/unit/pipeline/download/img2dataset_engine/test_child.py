@@ -57,7 +57,7 @@ def write_request(folder: Path, urls: list[str | None], **columns: list[Any]) ->
     table = pa.table({**columns, "url": pa.array(urls, pa.string())})
     with pa.ipc.new_file(folder / INPUT_NAME, table.schema) as writer:
         writer.write_table(table)
-    return make_request("00003", str(folder), table.column_names, SETTINGS)
+    return make_request("00003", str(folder), table.column_names, None, SETTINGS)
 
 
 def ignore(*arguments: object) -> None:

@@ -22,6 +22,13 @@ def test_the_other_columns_come_first(names: list[str], ordered: list[str]) -> N
     assert img2dataset_order(names) == ordered
 
 
+def test_boxes_as_text_are_refused() -> None:
+    schema = pa.schema([("url", pa.string()), ("boxes", pa.string())])
+    with pytest.raises(InputError, match="list: column 'boxes' holds boxes as text"):
+        check_columns("list", schema, "boxes")
+    check_columns("list", pa.schema([("url", pa.string()), ("boxes", pa.list_(pa.list_(pa.float32())))]), "boxes")
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -13,14 +13,15 @@ from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import parse_settings, with_overrides
 
 APPLIED = {
-    "caption_column", "column_names", "concurrency", "downscale_interpolation", "encode_format", "encode_quality",
-    "engine", "guess_columns", "image_size", "img2dataset", "keep_columns", "max_aspect_ratio", "max_image_area",
-    "min_image_size", "min_success_rate", "quoting", "reencode_format", "resize_mode", "resize_only_if_bigger",
-    "retries", "rows_per_shard", "success_window", "upscale_interpolation", "url_column",
+    "bbox_column", "caption_column", "column_names", "concurrency", "downscale_interpolation", "encode_format",
+    "encode_quality", "engine", "extract_exif", "guess_columns", "image_size", "img2dataset", "keep_columns",
+    "max_aspect_ratio", "max_image_area", "min_image_size", "min_success_rate", "quoting", "reencode_format",
+    "resize_mode", "resize_only_if_bigger", "retries", "rows_per_shard", "success_window", "upscale_interpolation",
+    "url_column",
 }  # fmt: skip
 """Settings that are passed to img2dataset, or that concern the list or the run as a whole."""
 OTHER_VALUES: dict[str, Any] = {
-    "allow_paths": True, "bbox_column": "faces", "extract_exif": True,
+    "allow_paths": False,
     "hash_column": "md5", "max_pixels": 1000, "decode_mode": "fast", "exif_orientation": "apply",
     "timeout_seconds": 10, "max_bytes": 1000, "allow_private_addresses": False, "allow_addresses": "10.0.0.0/8",
     "proxy": "none", "user_agent": "me", "robots_txt": True, "connections_per_host": 16, "decode_processes": 0,
@@ -67,6 +68,11 @@ def test_a_value_that_describes_img2dataset_is_accepted(setting: str) -> None:
     settings = given(setting)
     assert not [note for note in settings.engine_notes() if setting.partition("=")[0] in note]
     assert settings.identity() == given().identity()
+
+
+def test_one_value_of_a_setting_that_is_applied_is_refused() -> None:
+    with pytest.raises(SettingsError, match="encode_format=original cannot be combined with engine=img2dataset"):
+        given("encode_format=original")
 
 
 def test_several_refused_settings_are_all_named() -> None:

@@ -12,7 +12,7 @@ from priorkit.pipeline.download.settings import DownloadSettings
 
 def request(columns: list[str] | None = None, **settings: Any) -> Request:
     chosen = DownloadSettings(engine="img2dataset", **settings)
-    return make_request("00002", "/folder", columns or ["caption", "url"], chosen)
+    return make_request("00002", "/folder", columns or ["caption", "url"], None, chosen)
 
 
 def test_a_line_gives_the_request_back() -> None:
@@ -41,6 +41,8 @@ def test_a_line_gives_the_request_back() -> None:
         ({"image_size": 64}, "resizer", "image_size", 64),
         ({"resize_mode": "no"}, "resizer", "resize_mode", "no"),
         ({"resize_only_if_bigger": False}, "resizer", "resize_only_if_bigger", False),
+        ({"downscale_interpolation": "bicubic"}, "resizer", "downscale_interpolation", "cubic"),
+        ({"extract_exif": True}, "downloader", "extract_exif", True),
         ({"min_image_size": 5}, "resizer", "min_image_size", 5),
         ({}, "resizer", "max_image_area", float("inf")),
         ({"max_image_area": 100}, "resizer", "max_image_area", 100),
