@@ -53,10 +53,10 @@ def test_cc12m(workspace: Workspace, tiny_clip: Path, small_list: pa.Table) -> N
 
 
 def test_own_embeddings(workspace: Workspace, finished: Finished, tiny_clip: Path) -> None:
-    """A folder without a manifest, as clip-retrieval writes it."""
+    """A folder without a manifest, as clip-retrieval writes it. The prior records the column that joins rows."""
     for part in ("img_emb", "text_emb", "metadata"):
         shutil.copytree(finished.workspace.folder("embed") / part, workspace.folder("embed") / part)
-    small = sets(**clip_of(tiny_clip))
+    small = sets(**clip_of(tiny_clip), read__group_column="caption")
     plans = workspace.json("run", "own-embeddings", *small, "--dry-run")
     assert [(plan["stage"], plan.get("time_basis")) for plan in plans] == [("train", "estimate"), ("evaluate", None)]
     done = workspace.json("run", "own-embeddings", *small)
@@ -64,6 +64,7 @@ def test_own_embeddings(workspace: Workspace, finished: Finished, tiny_clip: Pat
     assert done["metrics"]["splits"]["test"]["rows"] > 2
     config = json.loads((workspace.folder("train") / "config.json").read_text())
     assert config["clip_settings"]["model"] == f"local-dir:{tiny_clip}"
+    assert config["trained_on"]["read"]["group_column"] == ["caption"]
     assert [stage["done_now"] for stage in workspace.json("run", "own-embeddings", *small)["stages"]] == [0, 0]
 
 
