@@ -10,7 +10,6 @@ import contextlib
 import io
 import itertools
 import json
-import sys
 import tarfile
 import tempfile
 import warnings
@@ -72,8 +71,7 @@ class ClipRetrievalEngine:
         self._package = import_package()
         loaded = load_plain_clip(settings.clip, settings.device)
         self._preprocess = loaded.preprocess
-        # all_clip prints warm-up messages, and stdout is reserved for results
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO()):  # all_clip prints warm-up messages
             self._mapper = self._package.build_mapper(
                 loaded.model, self._preprocess, encoder.tokenize, image=settings.image, text=settings.text
             )
