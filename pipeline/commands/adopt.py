@@ -6,25 +6,48 @@ from typing import Annotated, Optional
 
 import typer
 
-from .options import DryRunOption, JsonOption, LimitOption, OverwriteOption, WorkersOption, show_plan, show_result
+from .options import (
+    DryRunOption,
+    JsonOption,
+    LimitOption,
+    OverwriteOption,
+    WorkersOption,
+    expand_path,
+    show_plan,
+    show_result,
+)
 
 
 def adopt(
-    location: Annotated[str, typer.Argument(metavar="SRC", help="Folder or file of embeddings, local or remote.")],
+    location: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Folder or file of embeddings, local or remote.", callback=expand_path),
+    ],
     embeddings: Annotated[
-        Optional[str], typer.Argument(metavar="DST", help="Folder to write embedding shards to.", show_default=False)
+        Optional[str],
+        typer.Argument(
+            metavar="DST", help="Folder to write embedding shards to.", show_default=False, callback=expand_path
+        ),
     ] = None,
     source: Annotated[
         Optional[str],
-        typer.Option(show_default="the one named like text", help="Source: a folder, column or array."),
+        typer.Option(
+            show_default="the one named like text", help="Source: a folder, column or array.", callback=expand_path
+        ),
     ] = None,
     target: Annotated[
         Optional[str],
-        typer.Option(show_default="the one named like images", help="Target: a folder, column or array."),
+        typer.Option(
+            show_default="the one named like images", help="Target: a folder, column or array.", callback=expand_path
+        ),
     ] = None,
     metadata: Annotated[
         Optional[str],
-        typer.Option(show_default="the tables in SRC", help="Folder or file of tables with captions, or none."),
+        typer.Option(
+            show_default="the tables in SRC",
+            help="Folder or file of tables with captions, or none.",
+            callback=expand_path,
+        ),
     ] = None,
     key_column: Annotated[
         Optional[str], typer.Option(show_default="key, uid, id ...", help="Column of a table that identifies a row.")

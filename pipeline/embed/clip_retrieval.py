@@ -27,7 +27,7 @@ from ..clip.text_tower import TextEmbeds
 from ..contract.arrow.parquet import open_parquet
 from ..contract.samples import Place, Sample, encodable
 from ..contract.storage import Store
-from ..errors import PriorkitError, SettingsError
+from ..errors import SettingsError
 from .clip_retrieval_package import import_package
 from .engines import EmbedTask, Failure, Window, captions_of, places_of, task_samples
 from .settings import EmbedSettings
@@ -152,9 +152,6 @@ class ClipRetrievalEngine:
 
         Returns:
             Numbers of the embedded rows, in the order of their embeddings.
-
-        Raises:
-            PriorkitError: the process in which the reader loads images has died.
         """
         kinds = {"enable_image": self._settings.image, "enable_text": self._settings.text, "enable_metadata": True}
         writer = self._package.writer(partition_id=0, output_folder=str(folder), output_partition_count=1, **kinds)
@@ -162,19 +159,11 @@ class ClipRetrievalEngine:
             warnings.simplefilter("ignore")  # the reader warns about samples that it drops; they become failures
             reader = self._package.reader(
                 _all_files, self._preprocess, self._encoder.tokenize, [str(folder / _TAR)], self._settings.batch_size,
-                1,  # number of processes; there is one tar file, and the reader fails if it has fewer than processes
+                0,  # number of processes that load images; a process forked from one with threads may hang
                 **kinds,
             )  # fmt: skip
-            try:
-                for batch in reader:
-                    writer(self._mapper(batch))
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise PriorkitError(
-                    f"embed.engine=clip-retrieval: the process that loads images died ({str(error)[:200]}); it passes "
-                    f"batches through /dev/shm: set embed.batch_size below {self._settings.batch_size}, or enlarge it"
-                ) from error
+            for batch in reader:
+                writer(self._mapper(batch))
         writer.flush()
         table = folder / "metadata" / "metadata_0.parquet"
         if not table.exists():  # the reader has dropped all samples
@@ -256,6 +245,6 @@ def check_settings(settings: EmbedSettings) -> None:
             raise SettingsError(f"{name}={value}: embed.engine=clip-retrieval can only do {name}={only} here")
     if "decode_threads" in settings.model_fields_set:
         raise SettingsError(
-            f"embed.decode_threads={settings.decode_threads}: embed.engine=clip-retrieval decodes in one process "
-            "of its own; leave embed.decode_threads out"
+            f"embed.decode_threads={settings.decode_threads}: embed.engine=clip-retrieval decodes in one thread; "
+            "leave embed.decode_threads out"
         )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Literal, TextIO
 
+from ..json_text import parse_json
 from .count import RowsError
 
 _READ_CHARACTERS = 1 << 20
@@ -283,7 +284,7 @@ class _Column:
 
     def values(self) -> Iterator[Any]:
         for line in self._file:
-            yield from json.loads(line)
+            yield from parse_json(line)
 
 
 def column_rows(text: TextIO) -> Iterator[dict[str, Any]]:

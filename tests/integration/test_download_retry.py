@@ -336,7 +336,7 @@ def test_statistics_are_those_of_all_shards_whichever_run_made_them(
         for number in range(ROWS) if number not in (3, 4, 45, 30, 31)
     )  # fmt: skip
     assert statistics == {
-        "list": {"rows": ROWS, "renamed_columns": {}, "late_keys": {}, "quoted_fields": 0},
+        "list": {"rows": ROWS, "renamed_columns": {}, "late_keys": {}, "quoted_fields": 0, "guessed_columns": {}},
         "not_utf8": 2,
         "duplicate_urls": 3,
         "duplicates_exact": True,

@@ -31,7 +31,7 @@ def pack_request(body: bytes, boxes: Boxes) -> tuple[bytes, bytes]:
 def unpack_request(message: bytes) -> tuple[bytes, Boxes]:
     """Deserialize a request that `pack_request` serialized, into the response body and the boxes to blur."""
     head, _, body = message.partition(b"\n")
-    return body, json.loads(head)
+    return body, parse_json(head)
 
 
 def pack(answer: ResizedImage | ImageError) -> bytes:

@@ -18,7 +18,7 @@ from priorkit.pipeline.embed import clip_retrieval
 from priorkit.pipeline.embed.clip_retrieval import ClipRetrievalEngine, check_settings
 from priorkit.pipeline.embed.engines import EmbedTask, Failure, Window
 from priorkit.pipeline.embed.settings import EmbedSettings
-from priorkit.pipeline.errors import PriorkitError, SettingsError
+from priorkit.pipeline.errors import SettingsError
 
 from .conftest import png, shards_of, write
 
@@ -44,7 +44,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"token_states": True}, r"embed\.token_states=True: .* only do embed\.token_states=False"),
         ({"compile": True}, r"embed\.compile=True: .* only do embed\.compile=False"),
         ({"device": "cuda"}, r"embed\.device=cuda: .* only do embed\.device=cpu"),
-        ({"decode_threads": 2}, r"embed\.decode_threads=2: .* one process of its own; leave embed\.decode_threads out"),
+        ({"decode_threads": 2}, r"embed\.decode_threads=2: .* one thread; leave embed\.decode_threads out"),
     ],
 )
 def test_an_unsupported_setting_is_named(changed: dict[str, Any], named: str) -> None:
@@ -139,17 +139,3 @@ def test_samples_without_any_row_give_failures_alone(tmp_path: Path, tiny_clip: 
         (failure,) = run(write(tmp_path, {"a.png": png("red")[:-30], "a.txt": b"a"}), tiny_clip)
     assert isinstance(failure, Failure)
     assert failure.reason.startswith("image_decode: ")
-
-
-def test_a_reader_that_dies_is_reported(tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def reader(*arguments: Any, **options: Any) -> Any:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
-        yield
-
-    settings = settings_of(clip=ClipSettings(model=f"local-dir:{tiny_clip}"), image=False)
-    folder = write(tmp_path, CAPTIONS)
-    (shard,) = shards_of(folder, image=False)
-    engine = ClipRetrievalEngine(Store(str(folder)), settings, load_encoder(settings.encoder_settings()))
-    monkeypatch.setattr(engine, "_package", type("Package", (), {"reader": reader, "writer": engine._package.writer}))
-    with pytest.raises(PriorkitError, match=r"the process that loads images died .*set embed\.batch_size below 64"):
-        list(engine.windows(EmbedTask(shard, "", None), None))
