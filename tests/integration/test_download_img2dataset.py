@@ -109,6 +109,7 @@ def test_a_finished_folder_is_left_alone_and_a_lost_shard_made_again(
     assert not list(images.glob(".img2dataset-*"))
 
 
+@pytest.mark.slow
 def test_a_retry_gives_the_result_of_one_run_that_did_not_fail(
     flaky: Flaky, source: str, images: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:

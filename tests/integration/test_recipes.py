@@ -87,6 +87,7 @@ def test_finetune(holding: Callable[..., Workspace], tiny_clip: Path) -> None:
     assert tuned.config.network == load_prior(str(workspace.folder("train"))).config.network
 
 
+@pytest.mark.slow
 def test_a_run_from_a_later_stage_reads_only_that_folder(holding: Callable[..., Workspace]) -> None:
     workspace = holding()
     (workspace.path / "urls.parquet").unlink()
@@ -113,6 +114,7 @@ def test_a_run_from_a_later_stage_reads_only_that_folder(holding: Callable[..., 
     )
 
 
+@pytest.mark.slow
 def test_a_recipe_without_urls_begins_with_its_images(holding: Callable[..., Workspace], tiny_clip: Path) -> None:
     workspace = holding("download")
     recipe = "\n".join(RECIPE.format(clip=tiny_clip).splitlines()[7:])  # without `download`
@@ -123,6 +125,7 @@ def test_a_recipe_without_urls_begins_with_its_images(holding: Callable[..., Wor
     assert states["embed"] == states["train"] == "up to date"
 
 
+@pytest.mark.slow
 def test_paths_of_options_and_recipes_are_expanded(
     holding: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch, tiny_clip: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_paths_of_options_and_recipes_are_expanded(
     assert "NO_SUCH_VARIABLE" in error
 
 
+@pytest.mark.slow
 def test_a_checkpoint_to_start_from_takes_its_options(holding: Callable[..., Workspace], tiny_clip: Path) -> None:
     workspace = holding("embed")
     recipe = RECIPE.format(clip=tiny_clip).replace("width: 32", "width: 16")  # as dalle2-pytorch needs it
@@ -164,6 +168,7 @@ def test_a_checkpoint_to_start_from_takes_its_options(holding: Callable[..., Wor
     )
 
 
+@pytest.mark.slow
 def test_a_recipe_from_dalle2_trains(holding: Callable[..., Workspace], tiny_clip: Path) -> None:
     workspace = holding("embed")
     config = {
