@@ -38,16 +38,20 @@ def test_its_commands_run(workspace: Workspace, gate: Gate, small_list: pa.Table
     boxes = [[[0.1, 0.1, 0.5, 0.5]]] * LIST_ROWS
     pq.write_table(pa.table({"url": served, "caption": served, "face_bboxes": boxes}), workspace.path / "faces.parquet")
     (workspace.path / "photo.png").write_bytes(bodies[0])
+    captioned = [f"a square\t{url}\n" for url in served]
+    (workspace.path / "Train_GCC-training.tsv").write_text("".join(captioned))
     (workspace.path / "paths.csv").write_text("url,caption\nphoto.png,a\n")
     blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 9
     outputs = [workspace.run(*command[1:], *HERE).stdout for command in commands]
     assert "nothing was done" in outputs[0]
     for named in ("http_4xx 404", "hosts with most failures", "127.0.0.1", "rows whose URL came before"):
         assert named in outputs[1]
     assert "tried again" in outputs[2]
-    stored = [pq.read_table(workspace.data / name / "00000.parquet") for name in ("original", "blurred", "local")]
-    assert [table.column("status").to_pylist().count("success") > 0 for table in stored] == [True] * 3
-    assert "hash_mismatch" in outputs[6]
-    assert "engine=img2dataset does not apply download.exif_orientation=apply" in outputs[7]
+    stored = [
+        pq.read_table(workspace.data / name / "00000.parquet") for name in ("cc3m", "original", "blurred", "local")
+    ]
+    assert [table.column("status").to_pylist().count("success") > 0 for table in stored] == [True] * 4
+    assert "hash_mismatch" in outputs[7]
+    assert "engine=img2dataset does not apply download.exif_orientation=apply" in outputs[8]
