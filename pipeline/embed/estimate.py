@@ -27,6 +27,9 @@ _TOKENS = 16
 """Number of tokens per caption, typical of a caption of a dozen words."""
 _METADATA_BYTES = 200
 """Bytes per row in the metadata: key, caption, URL and hash."""
+SHARD_BYTES = 32 << 10
+"""Bytes per shard in addition to those of its rows: headers, footers, the record, and the rest of the last disk blocks
+of eight files."""
 _DECODE_SECONDS = 0.003
 """Seconds to decode and preprocess an image of 256 pixels in one thread."""
 

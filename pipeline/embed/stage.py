@@ -33,7 +33,7 @@ from ..errors import FolderError, InputError
 from .clip_retrieval import check_settings
 from .clip_retrieval_package import require_package
 from .engines import EmbedTask
-from .estimate import Measured, estimate_bytes, estimate_seconds, measure
+from .estimate import SHARD_BYTES, Measured, estimate_bytes, estimate_seconds, measure
 from .input_marks import RecordedInputs
 from .inputs import InputShard, list_input_shards, open_input
 from .settings import EmbedSettings
@@ -232,7 +232,10 @@ def _plan(
     names = pending_shards(store, manifest, {task.name: task.input for task in tasks})
     pending = [task for task in tasks if task.name in names]
     rows = sum(task.shard.samples if task.limit is None else task.limit for task in pending)
-    row_bytes = estimate_bytes(settings) if measured is None else measured.bytes_per_sample
+    if measured is None:
+        bytes_needed = rows * estimate_bytes(settings) + len(pending) * SHARD_BYTES
+    else:
+        bytes_needed = rows * measured.bytes_per_sample
     return StagePlan(
         stage=STAGE,
         folder=store.url,
@@ -240,7 +243,7 @@ def _plan(
         pending_units=len(pending),
         unit="shards",
         pending_rows=rows,
-        bytes_needed=int(rows * row_bytes),
+        bytes_needed=int(bytes_needed),
         bytes_free=free_bytes(store),
         seconds=0.0,
     )

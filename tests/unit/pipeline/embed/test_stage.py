@@ -15,7 +15,7 @@ from priorkit.pipeline.compute.stage import StageResult
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest, ShardRecord, fingerprint
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed.estimate import Measured, estimate_bytes, estimate_seconds
+from priorkit.pipeline.embed.estimate import SHARD_BYTES, Measured, estimate_bytes, estimate_seconds
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import (
     _compare_counts,
@@ -101,7 +101,7 @@ def test_a_plan_estimates_the_space_of_what_is_pending(images: str, tmp_path: Pa
     tasks, _ = plan_tasks(images, SETTINGS, 3, None, store)
     plan = _plan(store, SETTINGS, manifest, tasks, None)
     assert (plan.units, plan.pending_units, plan.pending_rows) == (2, 2, 3)
-    assert plan.bytes_needed == int(3 * estimate_bytes(SETTINGS))
+    assert plan.bytes_needed == int(3 * estimate_bytes(SETTINGS)) + 2 * SHARD_BYTES
     assert _plan(store, SETTINGS, manifest, tasks, Measured(0.5, 1000)).bytes_needed == 3000
 
 
