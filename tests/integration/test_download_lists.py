@@ -163,7 +163,7 @@ def test_lists_at_many_addresses_are_downloaded(urls: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_folder_of_partitions_is_resumed_after_an_earlier_version(urls: list[str], tmp_path: Path) -> None:
-    """That version read the same files without the columns of the partitions."""
+    """An earlier version read the same files without the columns of the partitions."""
     (tmp_path / "list/lang=de").mkdir(parents=True)
     source, images = tmp_path / "list/lang=de/0.csv", tmp_path / "images"
     lines = [f"{url},{caption}\n" for url, caption in zip(urls, CAPTIONS, strict=True)]

@@ -37,7 +37,7 @@ def test_something_must_be_embedded() -> None:
 
 
 def test_settings_of_files_are_recorded_only_if_they_are_set() -> None:
-    """So that the folders of earlier versions can be resumed."""
+    """Ensure that folders of earlier versions can be resumed."""
     names = {"caption_key", "caption_extension", "image_extensions"}
     default = EmbedSettings().identity()
     assert default["caption_column"] == "caption"

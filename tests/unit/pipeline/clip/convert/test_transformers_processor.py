@@ -31,7 +31,7 @@ def read(folder: Path, family: Family, side: int, **values: Any) -> dict[str, An
 
 
 def test_files_of_all_ages_are_read(tmp_path: Path) -> None:
-    """As openai/clip-vit-large-patch14, laion, google/siglip-base-patch16-224 and transformers 5 write them."""
+    """Configs in the forms that OpenAI, LAION, Google and transformers 5 publish."""
     old = read(
         tmp_path, "clip", 224, size=224, crop_size=224, resample=3, do_center_crop=True, feature_extractor_type="x"
     )

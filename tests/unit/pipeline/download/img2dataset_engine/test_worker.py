@@ -74,7 +74,7 @@ def test_a_retry_fetches_transient_failures_only(worker_folder: tuple[Img2datase
 def test_a_row_that_is_lost_is_an_error(
     worker_folder: tuple[Img2datasetWorker, list[Row], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As img2dataset does after some errors."""
+    """Leave out rows, which img2dataset also does after some errors."""
     worker, _, folder = worker_folder
     run = worker._child.run
 
