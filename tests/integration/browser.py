@@ -52,7 +52,7 @@ class Browser:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=600)
         self._reader.join()
         assert self._process.stderr is not None
         self._process.stderr.close()
@@ -92,7 +92,7 @@ class Browser:
                     asked.append(method)
                     waiting[number] = asyncio.get_running_loop().create_future()
                     await socket.send_json({"id": number, "method": method, "params": values})
-                    said = await asyncio.wait_for(waiting[number], 60)
+                    said = await asyncio.wait_for(waiting[number], 600)
                     assert "error" not in said, said
                     return said["result"]
 
@@ -121,7 +121,7 @@ class Browser:
         await ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         visit.errors.clear()
         await ask("Page.navigate", url=url)
-        await asyncio.wait_for(loaded.wait(), 60)
+        await asyncio.wait_for(loaded.wait(), 600)
         await asyncio.sleep(0.3)  # what would ask the network now has done so
         answer = await ask("Runtime.evaluate", expression=look, returnByValue=True)
         visit.look = answer["result"].get("value", {})

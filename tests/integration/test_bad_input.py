@@ -18,7 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from .conftest import STAGE_FOLDERS, Finished, Gate, Workspace, committed, environment, stop, wait_for
+from .conftest import (
+    HANG_SECONDS,
+    STAGE_FOLDERS,
+    Finished,
+    Gate,
+    Workspace,
+    committed,
+    environment,
+    stop,
+    wait_for,
+)
 
 HOSTILE = (
     "[bold red]not markup[/bold red] [/] [link=file:///etc/passwd]x[/link]",
@@ -230,7 +240,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(
                 assert "and the disk has" in workspace.run(*command, code=1).stderr
             done = subprocess.run(
                 [sys.executable, "-c", UNCHECKED, *command],
-                cwd=workspace.path, env=environment(), capture_output=True, text=True, timeout=180,
+                cwd=workspace.path, env=environment(), capture_output=True, text=True, timeout=HANG_SECONDS,
             )  # fmt: skip
             assert done.returncode == 1
             assert "error: no space left on the disk" in done.stderr
@@ -334,7 +344,7 @@ def test_two_runs_at_once_on_one_folder(workspace: Workspace, finished: Finished
     finally:
         gate.open()
     assert "another priorkit process is writing here" in second.stderr
-    _, error = first.communicate(timeout=120)
+    _, error = first.communicate(timeout=HANG_SECONDS)
     assert first.returncode == 0, error
     assert committed(workspace.folder("download")) == committed(finished.workspace.folder("download"))
 

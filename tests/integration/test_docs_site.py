@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sys.executable, "-m", "mkdocs", "build", "--strict",
             "--config-file", str(ROOT / "docs/mkdocs.yml"), "--site-dir", str(folder),
         ],
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.findall("WARNING|ERROR|not included in the nav", done.stdout + done.stderr)

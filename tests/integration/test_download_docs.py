@@ -28,7 +28,6 @@ def test_the_table_says_what_is_tried_again() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_its_commands_run(workspace: Workspace, gate: Gate, small_list: pa.Table) -> None:
     served = [gate.url + f"/{index}.png" for index in range(LIST_ROWS)]
     bodies = [(gate.folder / f"{index}.png").read_bytes() for index in range(LIST_ROWS)]

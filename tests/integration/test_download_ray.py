@@ -28,7 +28,7 @@ TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 ROWS_PER_SHARD, SHARDS = 5, 13
 LAST_SHARDS = {"00011", "00012"}
 """At the end a worker may take over what another has begun to fetch ahead."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

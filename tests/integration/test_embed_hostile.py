@@ -305,7 +305,6 @@ def test_of_a_cut_tar_what_is_whole_is_embedded_wherever_it_is_cut(
         check_accounts(out, shard, len(keys) + 1)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("size", [b"\x80" + bytes(3) + b"\x7f" * 8, b"\xff" * 12, b"77777777777\0"])
 def test_a_header_that_lies_about_the_size_neither_hangs_nor_fills_the_memory(
     embed_settings: EmbedSettings, tmp_path: Path, size: bytes

@@ -25,7 +25,7 @@ def test_an_error_after_the_first_rows_of_a_csv_ends_the_command(tmp_path: Path)
     def run(_: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [PRIORKIT, "download", "list.csv.gz", "--images", "none", "--url-column", "address"],
-            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     with ThreadPoolExecutor(2) as threads:

@@ -101,7 +101,7 @@ class NameServers:
 
     def __call__(self, host: Any, port: Any, *rest: Any, **options: Any) -> Any:
         if host == "hanging.test":
-            self.released.wait(60)
+            self.released.wait(600)
             raise socket.gaierror(socket.EAI_AGAIN, "released")
         if host not in NAMES:
             return self._real(host, port, *rest, **options)

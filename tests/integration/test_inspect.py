@@ -92,7 +92,7 @@ def test_what_img2dataset_itself_writes_is_sound(url_list: Any, tmp_path: Path) 
     script = tmp_path / "run.py"
     script.write_text(IMG2DATASET)
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), json.dumps(options)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     found = inspect(tmp_path / "theirs")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import pytest
 
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
+
+from .conftest import wait_for
 
 pytestmark = pytest.mark.nginx
 
@@ -44,14 +45,15 @@ def nginx(tmp_path: Path, image_server: object) -> Iterator[str]:
     program = shutil.which("nginx")
     assert program, "nginx is installed by .ci/run"
     process = subprocess.Popen([program, "-c", str(config), "-g", "user root;"])
-    for _ in range(100):
+
+    def answers() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_for(answers)
     yield f"http://127.0.0.1:{port}"
     process.terminate()
-    process.wait(10)
+    process.wait(600)
 
 
 def test_same_images_as_from_any_other_server(

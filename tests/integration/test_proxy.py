@@ -84,7 +84,7 @@ def fetch(
             for name, value in (environment or {"all_proxy": "{proxy}"}).items():
                 monkeypatch.setenv(name, value.replace("{proxy}", address))
             filled = {name: value.replace("{proxy}", address) for name, value in changes.items() if name == "proxy"}
-            settings = DownloadSettings(**{"timeout_seconds": 5.0, "retries": 0, **changes, **filled})
+            settings = DownloadSettings(**{"timeout_seconds": 600.0, "retries": 0, **changes, **filled})
             async with Fetcher(settings, tls) as fetcher:
                 return [await one(fetcher, url, places) for url in urls]
 

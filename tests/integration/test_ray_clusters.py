@@ -65,7 +65,7 @@ class Home:
     def map(self, address: str | None = None, **variables: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-c", MAP, json.dumps(address)],
-            env=self.variables(**variables), capture_output=True, text=True, timeout=200,
+            env=self.variables(**variables), capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -208,7 +208,7 @@ def test_gpus_that_torch_cannot_use_leave_the_cpu_and_the_summary_says_so(
         command = [PRIORKIT, "train", str(recipe), "--embeddings", str(embeddings), "--prior", str(tmp_path / "prior")]
         return subprocess.run(
             [*command, "--workers", "1", *options], env=user.variables(RAY_ADDRESS="auto"),
-            capture_output=True, text=True, timeout=200,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     assert train("--dry-run").returncode == 0

@@ -265,7 +265,7 @@ def kill_and_compare(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= kills / 2

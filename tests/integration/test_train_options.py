@@ -346,7 +346,7 @@ def run_tracked(embeddings: Path, prior: Path, tracker: str) -> None:
     settings = changed(SMALL_TRAIN, trackers=(tracker,), log_every=1, validate_every=5)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(TRACKED), str(embeddings), str(prior), settings.model_dump_json()],
-        env={**environment(), "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=200,
+        env={**environment(), "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

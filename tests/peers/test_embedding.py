@@ -429,7 +429,7 @@ def written_by_clip_retrieval(checkpoint: Path, images: Path) -> Path:
         "--num_prepro_workers=1",  # with fewer shards than workers it hangs
         f"--wds_number_file_per_input_file={PAIRS}", f"--write_batch_size={2 * PAIRS}", "--enable_wandb=False",
     ]  # fmt: skip
-    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
     return out
 
 
