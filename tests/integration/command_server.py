@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import select
@@ -218,13 +219,24 @@ def _run(request: tuple[list[str], str, dict[str, str]], files: list[int]) -> No
 def _import_libraries() -> None:
     """Import what commands import, without starting a thread."""
     import open_clip  # noqa: F401
+    import pandas  # noqa: F401  # pyarrow imports it when it converts an array
     import torch  # noqa: F401
+    import typer.rich_utils  # noqa: F401
 
+    import priorkit.__main__
     import priorkit.cli
+    import priorkit.pipeline.display.terminal
     import priorkit.pipeline.download.stage
     import priorkit.pipeline.embed.stage
+    import priorkit.pipeline.inspect.folder
     import priorkit.prior.evaluate.stage
-    import priorkit.prior.train.stage  # noqa: F401
+    import priorkit.prior.model.texts
+    import priorkit.prior.train.stage
+    import priorkit.recipes.chain
+    import priorkit.recipes.status  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # a collection in a command would search these objects, and copy their pages
 
 
 if __name__ == "__main__":
