@@ -198,7 +198,7 @@ def url_list(image_server: ImageServer, tmp_path: Path) -> UrlList:
     return write_list(image_server, tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def download_settings() -> DownloadSettings:
     """Small shards from this machine, decoded by one process."""
     return DownloadSettings(

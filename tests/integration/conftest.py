@@ -26,8 +26,10 @@ import s3fs
 from PIL import Image
 
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.download.settings import DownloadSettings
+from priorkit.pipeline.download.stage import download
 
-from ..conftest import QuietHandler, serving
+from ..conftest import ImageServer, QuietHandler, UrlList, serving, serving_folder, write_list
 from .browser import Browser
 from .command_server import Command, CommandServer, serving_commands
 
@@ -241,6 +243,25 @@ def stop(process: subprocess.Popen[str] | Command, number: signal.Signals) -> st
     assert "Traceback" not in error
     assert "the same command resumes from there" in error
     return error
+
+
+@dataclass
+class Served:
+    """The list that `write_list` writes, its server, which runs until the end of the session, and its images."""
+
+    server: ImageServer
+    list: UrlList
+    images: Path
+    """Folder that `download` made from the list. Tests must not change it."""
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, download_settings: DownloadSettings) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("list")
+    with serving_folder(folder / "served") as server:
+        url_list, images = write_list(server, folder), folder / "images"
+        download(str(url_list.path), str(images), download_settings)
+        yield Served(server, url_list, images)
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,12 @@ from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
+from .conftest import Served
 
-def test_every_row_of_the_list_is_one_row_of_the_tables(images_folder: Path, url_list: object) -> None:
-    rows = [row for path in sorted(images_folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    assert [row["url"] for row in rows] == url_list.urls  # type: ignore[attr-defined]
+
+def test_every_row_of_the_list_is_one_row_of_the_tables(served: Served) -> None:
+    rows = [row for path in sorted(served.images.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [row["url"] for row in rows] == served.list.urls
     assert [row["key"] for row in rows] == [f"{i // 20:05d}{i % 20:02d}" for i in range(63)]
     bad = [row for row in rows if row["error_message"]]
     failed = {row["url"].rpartition("/")[2]: (row["status"], row["error_message"]) for row in bad}
@@ -40,11 +42,9 @@ def test_a_lost_embedding_shard_is_made_again_with_the_same_bytes(
     assert folder_bytes(embeddings_folder) == before
 
 
-def test_a_second_download_fetches_nothing(
-    images_folder: Path, url_list: object, image_server: object, download_settings: DownloadSettings
-) -> None:
-    asked = len(image_server.requests)  # type: ignore[attr-defined]
-    result = download(str(url_list.path), str(images_folder), download_settings)  # type: ignore[attr-defined]
+def test_a_second_download_fetches_nothing(served: Served, download_settings: DownloadSettings, tmp_path: Path) -> None:
+    shutil.copytree(served.images, tmp_path / "images")
+    asked = len(served.server.requests)
+    result = download(str(served.list.path), str(tmp_path / "images"), download_settings)
     assert result.done_now == 0
-    assert len(image_server.requests) == asked  # type: ignore[attr-defined]
-    shutil.rmtree(images_folder)
+    assert len(served.server.requests) == asked

@@ -6,6 +6,7 @@ import contextlib
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +26,69 @@ from priorkit.recipes.chain import STAGES, check, plan, run
 from priorkit.recipes.recipe import Recipe
 from priorkit.recipes.status import stage_states
 
+from .conftest import Served
+
 FolderBytes = Callable[[Path], dict[str, bytes]]
 MakeRecipe = Callable[..., Recipe]
 
 
+def build_recipe(served: Served, clip: Path, data: Path, **changes: Any) -> Recipe:
+    """Build a recipe of the small list and a CLIP; names such as `train__steps` are changes."""
+    values: dict[str, Any] = {
+        "urls": str(served.list.path),
+        "folders": {name: str(data / name) for name in ("images", "embeddings", "prior", "evaluation")},
+        "download": {
+            "rows_per_shard": 20,
+            "image_size": 32,
+            "allow_private_addresses": True,
+            "decode_processes": 1,
+        },
+        "embed": {
+            "clip": {"model": f"local-dir:{clip}"},
+            "token_states": True,
+            "batch_size": 8,
+            "threads": 1,
+            "device": "cpu",
+        },
+        "read": {"validation_fraction": 0.1, "test_fraction": 0.3},
+        "train": {
+            "network": {"width": 32, "depth": 1, "heads": 2, "max_text_len": 4},
+            "diffusion": {"timesteps": 50},
+            "steps": 6,
+            "batch_size": 16,
+            "device": "cpu",
+            "threads": 1,
+        },
+        "evaluate": {"draws": 2, "sample": {"steps": 2}, "bootstrap_samples": 100},
+    }
+    for name, value in changes.items():
+        *outer, last = name.split("__")
+        section = values
+        for part in outer:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return parse_settings(Recipe, values, "test")
+
+
 @pytest.fixture
-def make_recipe(url_list: Any, tiny_clip: Path, tmp_path: Path) -> MakeRecipe:
-    """Builds a recipe of the small list and the CLIP of random weights; names such as `train__steps` are changes."""
+def make_recipe(served: Served, tiny_clip: Path, tmp_path: Path) -> MakeRecipe:
+    """`build_recipe` with folders of the test's own."""
+    return partial(build_recipe, served, tiny_clip, tmp_path / "data")
 
-    def make(**changes: Any) -> Recipe:
-        values: dict[str, Any] = {
-            "urls": str(url_list.path),
-            "folders": {
-                name: str(tmp_path / "data" / name) for name in ("images", "embeddings", "prior", "evaluation")
-            },
-            "download": {"rows_per_shard": 20, "image_size": 32, "allow_private_addresses": True},
-            "embed": {
-                "clip": {"model": f"local-dir:{tiny_clip}"},
-                "token_states": True,
-                "batch_size": 8,
-                "threads": 1,
-                "device": "cpu",
-            },
-            "read": {"validation_fraction": 0.1, "test_fraction": 0.3},
-            "train": {
-                "network": {"width": 32, "depth": 1, "heads": 2, "max_text_len": 4},
-                "diffusion": {"timesteps": 50},
-                "steps": 6,
-                "batch_size": 16,
-                "device": "cpu",
-                "threads": 1,
-            },
-            "evaluate": {"draws": 2, "sample": {"steps": 2}, "bootstrap_samples": 100},
-        }
-        for name, value in changes.items():
-            *outer, last = name.split("__")
-            section = values
-            for part in outer:
-                section = section.setdefault(part, {})
-            section[last] = value
-        return parse_settings(Recipe, values, "test")
 
-    return make
+@pytest.fixture(scope="module")
+def shared_data(served: Served, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the first two stages of the recipe. Tests must not change them."""
+    data = tmp_path_factory.mktemp("shared") / "data"
+    shutil.copytree(served.images, data / "images")
+    assert done_now(build_recipe(served, tiny_clip, data), until="embed") == [0, 4]
+    return data
+
+
+@pytest.fixture
+def embedded(shared_data: Path, tmp_path: Path) -> None:
+    """Put the results of the first two stages into the test's folders."""
+    shutil.copytree(shared_data, tmp_path / "data")
 
 
 def done_now(recipe: Recipe, **options: Any) -> list[int]:
@@ -78,7 +100,7 @@ def states(recipe: Recipe, plan_too: bool = True) -> list[str]:
 
 
 def test_everything_then_nothing_then_what_changed(
-    make_recipe: MakeRecipe, image_server: Any, tmp_path: Path, folder_bytes: FolderBytes
+    make_recipe: MakeRecipe, served: Served, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     """The story of a recipe, told once, since each run of the chain costs seconds."""
     recipe = make_recipe()
@@ -108,10 +130,10 @@ def test_everything_then_nothing_then_what_changed(
     before = folder_bytes(data)
 
     # nothing
-    asked = len(image_server.requests)
+    asked = len(served.server.requests)
     assert done_now(recipe) == [0, 0, 0, 0]
     assert folder_bytes(data) == before
-    assert len(image_server.requests) == asked
+    assert len(served.server.requests) == asked
     assert [stage.plan.pending_units for stage in plan(recipe) if stage.plan is not None] == [0, 0, 0, 0]
 
     # only the shard that was lost, and nothing after it, since the bytes are the same
@@ -157,6 +179,7 @@ def test_everything_then_nothing_then_what_changed(
     assert states(make_recipe(train__steps=5, train__seed=1)) == ["up to date"] * 4
 
 
+@pytest.mark.usefixtures("embedded")
 def test_a_stop_request_reaches_the_training_and_the_next_run_goes_on(
     make_recipe: MakeRecipe, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
@@ -204,23 +227,25 @@ def test_a_stop_request_reaches_the_training_and_the_next_run_goes_on(
 )
 def test_what_is_wrong_is_said_before_anything_starts(
     make_recipe: MakeRecipe,
-    image_server: Any,
+    served: Served,
     tmp_path: Path,
     changes: dict[str, Any],
     error: type[Exception],
     message: str,
 ) -> None:
     recipe = make_recipe(**changes)
+    asked = len(served.server.requests)
     for start in (check, run):
         with pytest.raises(error, match=message):
             start(recipe)  # type: ignore[operator]
     assert not (tmp_path / "data").exists()
-    assert not image_server.requests
+    assert len(served.server.requests) == asked
 
 
+@pytest.mark.usefixtures("embedded")
 def test_a_run_that_does_not_evaluate_needs_no_test_split(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(read__test_fraction=0, train__steps=2)
-    assert done_now(recipe, until="train") == [4, 4, 2]
+    assert done_now(recipe, until="train") == [0, 0, 2]
     assert not (tmp_path / "data/evaluation").exists()
 
 
@@ -235,6 +260,7 @@ def test_a_plan_says_what_cannot_be_known_yet(make_recipe: MakeRecipe, tmp_path:
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.usefixtures("embedded")
 def test_after_overwrite_every_stage_is_planned_anew(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(train__steps=2)
     run(recipe)
@@ -242,6 +268,7 @@ def test_after_overwrite_every_stage_is_planned_anew(make_recipe: MakeRecipe) ->
     assert [item.pending_units == item.units > 0 for item in planned] == [True] * 4
 
 
+@pytest.mark.usefixtures("embedded")
 def test_sampling_and_the_picture_on_what_a_run_made(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Text goes through the CLIP that the prior's config names; the picture shows the images of the folder."""
     recipe = make_recipe(train__steps=2)
@@ -279,12 +306,13 @@ def test_sampling_and_the_picture_on_what_a_run_made(make_recipe: MakeRecipe, tm
 
 
 def test_a_prior_whose_clip_has_changed_is_not_sampled(
-    make_recipe: MakeRecipe, tiny_clip: Path, tmp_path: Path
+    make_recipe: MakeRecipe, served: Served, tiny_clip: Path, tmp_path: Path
 ) -> None:
     import safetensors.torch
 
     own = tmp_path / "clip"
     shutil.copytree(tiny_clip, own)
+    shutil.copytree(served.images, tmp_path / "data/images")
     recipe = make_recipe(train__steps=1, embed__clip={"model": f"local-dir:{own}"})
     run(recipe, until="train")
     weights = safetensors.torch.load_file(own / "open_clip_model.safetensors")

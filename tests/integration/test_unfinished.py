@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import read_embeddings
+
+from .conftest import Served
 
 
 def test_embeddings_of_which_shards_are_still_to_come_are_not_read(
@@ -77,9 +80,9 @@ def test_images_that_lost_a_file_are_not_embedded(
 
 
 def test_a_download_without_any_image_is_no_success(
-    image_server: object, download_settings: DownloadSettings, tmp_path: Path
+    served: Served, download_settings: DownloadSettings, tmp_path: Path
 ) -> None:
-    urls = [f"{image_server.url}/none/{index}.jpg" for index in range(5)]  # type: ignore[attr-defined]
+    urls = [f"{served.server.url}/none/{index}.jpg" for index in range(5)]
     pq.write_table(pa.table({"url": urls, "caption": ["a"] * 5}), tmp_path / "urls.parquet")
     diagnosis = "100% of the failures are http_4xx 404: the images are gone"
     with pytest.raises(InputError, match=rf"no row gave an image \(5 http_4xx\); {diagnosis}"):
@@ -114,12 +117,15 @@ def test_a_clip_is_checked_without_loading_it(model: str, message: str) -> None:
     check_clip(ClipSettings())
 
 
-def test_files_that_are_not_ours_are_left_alone(images_folder: Path, url_list: object) -> None:
+def test_files_that_are_not_ours_are_left_alone(
+    served: Served, download_settings: DownloadSettings, tmp_path: Path
+) -> None:
     """Whatever they are called: only what a writer of ours was killed at is cleared."""
-    kept = [images_folder / name for name in ("thesis.tmp", "my file.tmp", "shards.tmp")]
+    images = tmp_path / "images"
+    shutil.copytree(served.images, images)
+    kept = [images / name for name in ("thesis.tmp", "my file.tmp", "shards.tmp")]
     for path in kept:
         path.write_text("mine")
-    settings = DownloadSettings(rows_per_shard=20, image_size=32, allow_private_addresses=True)
-    (images_folder / "00002.tar").unlink()
-    download(str(url_list.path), str(images_folder), settings)  # type: ignore[attr-defined]
+    (images / "00002.tar").unlink()
+    assert download(str(served.list.path), str(images), download_settings).done_now == 1
     assert [path.read_text() for path in kept] == ["mine"] * 3
