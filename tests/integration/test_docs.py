@@ -88,7 +88,7 @@ def tiny_recipe(tiny_clip: Path) -> dict[str, Any]:
     recipe: dict[str, Any] = yaml.safe_load(RECIPE.format(clip=tiny_clip))
     recipe["embed"]["clip"]["pretrained"] = None  # the recipes that are shipped have one
     recipe["train"]["network"]["width"] = WIDTH
-    recipe["train"].update(steps=20, validate_every=10)
+    recipe["train"].update(steps=6, validate_every=3)
     recipe["evaluate"]["splits"] = ["test"]
     return recipe
 
