@@ -26,8 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-_HANG_SECONDS = 600
-"""Seconds after which the server or a command is considered hung. A busy machine needs much less."""
+_START_SECONDS = 600
+"""Seconds to wait until the server listens or a command is forked, on a machine that is busy with other work."""
 _NUMBER = struct.Struct("=q")
 """Format of the numbers that the processes exchange."""
 _PR_SET_CHILD_SUBREAPER = 36
@@ -39,7 +39,7 @@ class Command:
 
     def __init__(self, connection: socket.socket, output: IO[bytes], errors: IO[bytes]) -> None:
         self._connection, self._files = connection, (output, errors)
-        self.pid = self._answer(_HANG_SECONDS)
+        self.pid = self._answer(_START_SECONDS)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -109,7 +109,7 @@ class CommandServer:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         command = self.start(arguments, cwd, environment)
-        output, errors = command.communicate(timeout=_HANG_SECONDS)
+        output, errors = command.communicate(timeout=600)
         assert command.returncode is not None
         return subprocess.CompletedProcess(["priorkit", *arguments], command.returncode, output, errors)
 
@@ -127,7 +127,7 @@ def serving_commands(folder: Path, environment: Mapping[str, str]) -> Iterator[C
     program = [sys.executable, __file__, address]
     with subprocess.Popen(program, stdin=subprocess.PIPE, env=dict(environment)) as process:
         try:
-            end = time.monotonic() + _HANG_SECONDS
+            end = time.monotonic() + _START_SECONDS
             while not address.exists():
                 assert process.poll() is None, "the command server ended"
                 assert time.monotonic() < end, "the command server does not answer"
