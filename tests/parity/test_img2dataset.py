@@ -146,7 +146,7 @@ def test_the_results_are_those_of_img2dataset(
         "retries": 0, "enable_wandb": False,
     }  # fmt: skip
     subprocess.run(
-        [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=600
+        [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=120
     )
 
     mine, upstream = members(ours), members(theirs)

@@ -128,7 +128,7 @@ def run_img2dataset(source: Path, output: Path, settings: DownloadSettings, **ch
         "enable_wandb": False, "distributor": "multiprocessing", **changed,
     }  # fmt: skip
     subprocess.run(
-        [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=600
+        [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=200
     )
 
 
