@@ -12,7 +12,6 @@ from ..pipeline.clip.settings import ClipSettings
 from ..pipeline.config import PipelineSettings
 from ..pipeline.contract.embedding_files import EMBEDDING_STAGES, pair_files
 from ..pipeline.contract.manifest import read_manifest, require_stage
-from ..pipeline.contract.other_layouts import require_known_layout
 from ..pipeline.contract.storage import Store, open_location
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import parse_settings, with_overrides
@@ -124,6 +123,7 @@ def require_same_clip(recipe: Recipe, embeddings: str) -> None:
         return
     from ..pipeline.clip.encoder import clip_source
     from ..pipeline.clip.identity import is_same_clip
+    from ..pipeline.contract.other_layouts import require_known_layout
 
     store = Store(embeddings)
     if read_manifest(store) is None:

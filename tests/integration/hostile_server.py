@@ -121,6 +121,7 @@ IMAGE = picture()
 HTML = b"<!DOCTYPE html><html><body>Image not found</body></html>"
 SVG = b'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg><text>&x;</text></svg>'
 ZEROS = bytes(30 * MAX_BYTES)
+GZIP_ZEROS = gzip.compress(ZEROS, 1)
 
 
 def after(seconds: float, answer: bytes) -> Answer:
@@ -230,8 +231,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "endless": Behaviour("too_large", repeating(UNBOUND, b"x" * 65536, 0)),
     "endless-chunks": Behaviour("too_large", repeating(raw(CHUNKED), b"8000\r\n" + b"x" * 0x8000 + b"\r\n", 0)),
     "huge-length": Behaviour("too_large", stalling(HUGE), requests=1),
-    "gzip-bomb": Behaviour("too_large", response(body=gzip.compress(ZEROS), Content_Encoding="gzip")),
-    "deflate-bomb": Behaviour("too_large", response(body=zlib.compress(ZEROS), Content_Encoding="deflate")),
+    "gzip-bomb": Behaviour("too_large", response(body=GZIP_ZEROS, Content_Encoding="gzip")),
+    "deflate-bomb": Behaviour("too_large", response(body=zlib.compress(ZEROS, 1), Content_Encoding="deflate")),
     "bomb-of-members": Behaviour("too_large", response(body=MEMBERS, Content_Encoding="gzip")),
     # servers that take their time
     "silent": Behaviour("timeout", stalling(b"")),
@@ -307,7 +308,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "page-not-in-gzip": Behaviour("bad_response", response(body=HTML, Content_Encoding="gzip"), requests=1),
     "cut-gzip": Behaviour("bad_response", response(body=gzip.compress(IMAGE)[:-20], Content_Encoding="gzip")),
     "too-many-members": Behaviour("bad_response", response(body=gzip.compress(b"") * 5000, Content_Encoding="gzip")),
-    "brotli-bomb": Behaviour("too_large", response(body=brotli.compress(ZEROS), Content_Encoding="br")),
+    "brotli-bomb": Behaviour("too_large", response(body=brotli.compress(ZEROS, quality=1), Content_Encoding="br")),
     "zstd-bomb": Behaviour("too_large", response(body=zstd_compress(ZEROS), Content_Encoding="zstd")),
     # statuses
     "202": Behaviour("http_other", response("202 Accepted", HTML), requests=1),
@@ -379,7 +380,7 @@ ROBOTS: dict[str, tuple[str, Answer]] = {
     "127.0.1.14": ("success", response(body=b"\xff\xfe\x00<html>")),
     "127.0.1.15": ("bad_scheme", redirect("file:///etc/passwd")),
     "127.0.1.17": ("success", repeating(UNBOUND, b"# nothing\n" * 5000, 0)),
-    "127.0.1.16": ("success", response(body=gzip.compress(ZEROS), Content_Encoding="gzip")),
+    "127.0.1.16": ("success", response(body=GZIP_ZEROS, Content_Encoding="gzip")),
 }
 """By host: what comes of `/image` with its robots.txt, which is that."""
 NO_ROBOTS = ("success", response("404 Not Found"))

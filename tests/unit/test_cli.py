@@ -264,6 +264,22 @@ def test_a_wrong_value_exits_with_1_and_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("a" * 300, "is longer than the file system takes"),
+        ("/dev/null/x", "error: "),
+        ("/", "error: /: not a recipe file"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_an_error_of_one_line(path: str, named: str) -> None:
+    result = CliRunner().invoke(app, ["recipes", "validate", path])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith(named) if named.startswith("error") else named in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["猫", "🐈", "no", "null", "a: [b"])
 def test_the_value_of_an_option_is_plain_text(name: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"url,{name}\nhttp://h/0.jpg,c\n", encoding="utf-8")
@@ -307,12 +323,15 @@ def test_validate_prints_the_complete_recipe(tmp_path: Path) -> None:
     assert json.loads(again.output) == yaml.safe_load(text)
 
 
+def test_without_a_command_the_help_is_shown() -> None:
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2
+    assert "Commands:" in result.output
+
+
 def test_the_installed_command_runs_this_version() -> None:
     version = subprocess.run([PRIORKIT, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout == f"priorkit {__version__}\n"
-    bare = subprocess.run([PRIORKIT], capture_output=True, text=True)
-    assert bare.returncode == 2
-    assert "Commands:" in bare.stdout + bare.stderr
     wrong = subprocess.run([PRIORKIT, "run", "demo", "--set", "train.step=3"], capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr == "error: demo with --set: train.step: unknown key; did you mean 'steps'?\n"

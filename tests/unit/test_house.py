@@ -87,7 +87,7 @@ def _walk(node: ast.AST, path: Path, at_start: bool) -> Iterator[Import]:
             for alias in child.names:
                 inner = f"{module}.{alias.name}"  # `from . import run` names a module
                 yield Import(inner if inner in MODULES else module, bool(child.level), at_start)
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        elif isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             for part in child.body:
                 yield from _walk(ast.Module([part], []), path, False)
             for part in child.orelse:

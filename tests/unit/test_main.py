@@ -43,7 +43,6 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "stderr"),
     [
-        ("recipes list --json 2>/dev/null | (read x; exit 0); exit ${PIPESTATUS[0]}", (0, 1), ""),
         ("recipes list --json | true; exit ${PIPESTATUS[0]}", (0, 1), ""),
         ("--help | true; exit ${PIPESTATUS[0]}", (0, 1), ""),
         ("--version > /dev/full", (1,), "error: standard output cannot be written (No space left on device)\n"),
@@ -58,9 +57,6 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
         ("no-such-command 2> /dev/full", (1, 2), ""),
         ("recipes copy nothing >&-", (1,), "error: no recipe 'nothing'"),
         ("recipes validate $'\\xff\\xfe.yaml'", (1,), "\\udcff\\udcfe.yaml: no such recipe file"),
-        (f"recipes validate {'a' * 300}", (1,), "is longer than the file system takes"),
-        ("recipes validate /dev/null/x", (1,), "error: "),
-        ("recipes validate /", (1,), "error: /: not a recipe file"),
     ],
 )
 def test_broken_streams_end_the_command_without_a_traceback(
@@ -117,20 +113,45 @@ def test_ctrl_c_while_modules_load_prints_nothing(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGINT
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_ends_a_command_with_a_message(number: signal.Signals, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "recipe.yaml")  # the command waits for a writer
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+VALIDATE_EACH = """
+import os, sys
+import priorkit.cli, priorkit.pipeline.display.terminal, priorkit.recipes.recipe
+from priorkit.__main__ import main
+pids = []
+for name in sys.argv[1:]:
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        os.dup2(os.open(name + ".stderr", os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv = ["priorkit", "recipes", "validate", name]
+        main()
+print(*pids, flush=True)
+print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
+"""
+"""Run a command for each recipe, in processes that do not each import it; print their ids, then their exit codes."""
+
+
+def test_each_signal_ends_a_command_with_a_message(tmp_path: Path) -> None:
+    names = [f"{number.name}.yaml" for number in SIGNALS]
+    for name in names:
+        os.mkfifo(tmp_path / name)  # the command waits for a writer
     process = subprocess.Popen(
-        [*PRIORKIT.split(), "recipes", "validate", "recipe.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", VALIDATE_EACH, *names], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
-    writer = None
-    while writer is None:
-        try:
-            writer = os.open(tmp_path / "recipe.yaml", os.O_WRONLY | os.O_NONBLOCK)  # once it has opened the pipe
-        except OSError:
-            time.sleep(0.05)
-    process.send_signal(number)
-    stderr = process.communicate(timeout=60)[1]
-    os.close(writer)
-    assert process.returncode == 130
-    assert stderr == "error: interrupted; what is committed is kept, the same command resumes from there\n"
+    assert process.stdout is not None
+    pids = map(int, process.stdout.readline().split())
+    writers: list[int] = []
+    for number, name, pid in zip(SIGNALS, names, pids, strict=True):
+        while len(writers) <= names.index(name):
+            try:
+                writers.append(os.open(tmp_path / name, os.O_WRONLY | os.O_NONBLOCK))  # once it has opened the pipe
+            except OSError:
+                time.sleep(0.05)
+        os.kill(pid, number)
+    assert process.communicate(timeout=240)[0].split() == ["130"] * len(SIGNALS)
+    for writer in writers:
+        os.close(writer)
+    for name in names:
+        assert (tmp_path / f"{name}.stderr").read_text() == (
+            "error: interrupted; what is committed is kept, the same command resumes from there\n"
+        )

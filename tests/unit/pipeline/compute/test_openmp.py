@@ -15,7 +15,7 @@ from priorkit.pipeline.compute import openmp
 from priorkit.pipeline.compute.openmp import chosen, runtimes_of_torch, without_spinning
 
 SPINNING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
-SHOW = "import os, json; print(json.dumps({n: os.environ.get(n) for n in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')}))"
+SHOW = "import os, sys, json; print(json.dumps({n: os.environ.get(n) for n in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')}))"
 
 
 def in_process(code: str, **variables: str) -> dict[str, str | None]:
@@ -28,10 +28,10 @@ def in_process(code: str, **variables: str) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.config", "prior.network.network", "pipeline.download.decoding.decoder_process", "cli"]
+    "module", ["pipeline.config", "prior.network.settings", "pipeline.download.decoding.decoder_process", "cli"]
 )
 def test_every_module_sets_the_variables_before_torch_is_loaded(module: str) -> None:
-    found = in_process(f"import priorkit.{module}; {SHOW}")
+    found = in_process(f"import priorkit.{module}; {SHOW}; assert 'torch' not in sys.modules")
     assert {name for name, value in found.items() if value == "0"} == {
         name for runtime in runtimes_of_torch() for name in openmp._VARIABLES[runtime]
     }
@@ -44,7 +44,7 @@ def test_variables_of_the_user_are_not_changed() -> None:
 
 
 def test_nothing_is_set_if_torch_is_loaded_already() -> None:
-    found = in_process(f"import torch, priorkit.prior.network.network; {SHOW}")
+    found = in_process(f"import sys; sys.modules['torch'] = sys; import priorkit.prior.network.settings; {SHOW}")
     assert found == {"GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}
     assert in_process(f"import priorkit; {SHOW}") == found  # the package alone changes nothing
 

@@ -123,8 +123,12 @@ def test_other_settings_are_refused() -> None:
 
 
 def test_neither_ray_nor_open_clip_is_loaded() -> None:
+    """A stand-in for torch, which imports none of them either, saves the time of its import."""
     code = """
-import sys
+import importlib.machinery, sys, types
+torch = sys.modules["torch"] = types.ModuleType("torch")
+torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+torch.cuda = types.SimpleNamespace(is_available=lambda: False)
 from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.doctor.diagnosis import diagnose
 diagnose('data', ComputeSettings())

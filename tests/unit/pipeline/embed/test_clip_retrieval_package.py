@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,16 +55,17 @@ def test_makefile_and_documentation_have_the_command() -> None:
     assert f"\n{INSTALL}\n" in (ROOT / "docs/pages/embedding.md").read_text(encoding="utf-8")
 
 
-def test_the_import_leaves_no_stand_in_behind_and_needs_no_service() -> None:
-    code = """
-import sys
-from priorkit.pipeline.embed.clip_retrieval_package import import_package
-package = import_package()
-left = {"clip_retrieval", "sentence_transformers", "pkg_resources", "faiss", "autofaiss", "flask"} & set(sys.modules)
-print(sorted(left), package.reader.__name__, package.mapper.__name__, package.writer.__name__)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[] WebdatasetReader ClipMapper NumpyWriter\n"
+def test_the_import_leaves_no_stand_in_behind_and_needs_no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"clip_retrieval", "sentence_transformers", "pkg_resources", "faiss", "autofaiss", "flask"}
+    for module in list(sys.modules):
+        if module.partition(".")[0] in names | {"all_clip", "clip"}:
+            monkeypatch.delitem(sys.modules, module)
+    import_package.cache_clear()
+    package = import_package()
+    assert "all_clip" in sys.modules
+    assert names & set(sys.modules) == set()
+    parts = (package.reader, package.mapper, package.writer)
+    assert [part.__name__ for part in parts] == ["WebdatasetReader", "ClipMapper", "NumpyWriter"]
 
 
 def test_real_modules_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from priorkit.pipeline.compute.speed import estimate_flops
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
+from priorkit.pipeline.embed import estimate
 from priorkit.pipeline.embed.estimate import estimate_bytes, estimate_seconds, measure
 from priorkit.pipeline.embed.settings import EmbedSettings
 
@@ -34,6 +37,13 @@ def complete(folder: Path, shards: list[tuple[int, float, int]], settings: dict[
     return stage.manifest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _each_clip_is_built_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "clip_cost", functools.cache(clip_cost))
+        yield
+
+
 def test_a_larger_clip_takes_longer_and_more_space() -> None:
     large = SETTINGS.model_copy(update={"clip": LARGE})
     assert estimate_seconds(large) > 5 * estimate_seconds(SETTINGS)
@@ -43,7 +53,7 @@ def test_a_larger_clip_takes_longer_and_more_space() -> None:
 
 
 def test_the_time_is_the_operations_by_the_speed_of_the_device_and_the_decoding() -> None:
-    cost, speed = clip_cost(SETTINGS.clip), estimate_flops("cpu", "float32", 1)
+    cost, speed = estimate.clip_cost(SETTINGS.clip), estimate_flops("cpu", "float32", 1)
     assert cost is not None
     text = cost.text_flops * 16 / 77
     assert estimate_seconds(SETTINGS) == pytest.approx((cost.image_flops + text) / speed + 0.003 / 2)

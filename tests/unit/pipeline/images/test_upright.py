@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -33,6 +34,7 @@ def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+@functools.cache
 def tagged(kind: str, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation

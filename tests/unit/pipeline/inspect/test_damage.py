@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -67,10 +68,10 @@ def record(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.fixture
-def ours(tmp_path: Path) -> Path:
-    """Folder as `embed` writes it, with token states, norms and failures."""
-    folder = tmp_path / "ours"
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder as `embed` writes it, with token states, norms and failures; tests get copies."""
+    folder = tmp_path_factory.mktemp("sound") / "ours"
     write_shards(folder, columns=("image_path", "caption", "key"))
     (folder / "token_states").mkdir()
     (folder / "failures").mkdir()
@@ -98,6 +99,11 @@ def ours(tmp_path: Path) -> Path:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     record(folder)
     return folder
+
+
+@pytest.fixture
+def ours(sound: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound, tmp_path / "ours")
 
 
 @pytest.fixture

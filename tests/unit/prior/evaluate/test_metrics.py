@@ -86,7 +86,8 @@ def coverage(estimates: list[Interval], truth: float) -> int:
 
 def interval(values: np.ndarray, groups: np.ndarray | None = None, name: str = "x", **options: bool) -> Interval:
     groups = np.arange(len(values)) if groups is None else groups
-    return metrics.mean_intervals({name: values}, groups, 1000, 1, **options)[name]
+    resamples = 2 if name in metrics.SHARES else 600  # the intervals of shares are not those of resamples
+    return metrics.mean_intervals({name: values}, groups, resamples, 1, **options)[name]
 
 
 def test_row_mean_intervals_hold_the_truth() -> None:
@@ -94,7 +95,7 @@ def test_row_mean_intervals_hold_the_truth() -> None:
     assert 90 <= coverage(simulations, 1.0) <= 99
 
 
-@pytest.mark.parametrize("captions", [2, 5, 20])
+@pytest.mark.parametrize("captions", [2, 20])
 def test_intervals_hold_the_truth_where_rows_are_captions_of_one_image(captions: int) -> None:
     """Rows of an image are correlated, and the number of captions per image varies."""
     simulations = []
@@ -117,11 +118,7 @@ def test_groups_are_resampled_whole() -> None:
 
 @pytest.mark.parametrize(
     ("share", "rows"),
-    [
-        (0.01, 300),
-        (0.97, 150),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.001, 1000), (0.5, 200), (0.999, 2000))),
-    ],
+    [(0.01, 300), (0.97, 150), (0.001, 1000), (0.5, 200), (0.999, 2000)],
 )
 def test_intervals_of_recalls_hold_the_truth_near_their_ends(share: float, rows: int) -> None:
     simulations = [
@@ -149,7 +146,7 @@ def test_the_interval_of_a_share_is_agresti_and_coulls() -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(0.02, 0.01), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.5, 0.6), (0.005, 0.005)))],
+    [(0.02, 0.01), (0.5, 0.6), (0.005, 0.005)],
 )
 def test_intervals_are_differences_of_recalls_hold_the_truth(first: float, second: float) -> None:
     """The two shares are over the same rows, as in two evaluations."""

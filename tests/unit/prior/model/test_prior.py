@@ -293,7 +293,7 @@ def test_init_clamp_scales_the_first_noise_alone(
 # types and devices
 
 
-def trained(prior: Prior, steps: int = 150) -> Prior:
+def trained(prior: Prior, steps: int = 60) -> Prior:
     """Train a prior a little to map texts to images.
 
     Random networks amplify rounding from step to step; trained networks contract towards the data.

@@ -42,12 +42,13 @@ def drawn_with(name: str) -> dict[str, str]:
 
 
 def test_every_plot_is_drawn_and_takes_names_for_text() -> None:
-    for kind, plot in drawn_with(HOSTILE).items():
+    plots = drawn_with(HOSTILE)
+    for kind, plot in plots.items():
         assert plot.startswith("<figure"), kind
         assert plot.count("<svg") == plot.count("</svg>") == 1, kind
         assert "<script" not in plot, kind
         assert len(re.findall(r"<path", plot)) > 8, kind
-    assert drawn_with("prior") == drawn_with("prior")
+    assert drawn_with(HOSTILE) == plots
 
 
 def test_intervals_are_drawn_where_they_are() -> None:

@@ -131,6 +131,21 @@ def write_archive(path: Path, config: dict[str, Any] = OPENAI_CONFIG, *, constan
         return torch.jit.load(str(path))
 
 
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Archive `ViT.pt` in the form of OpenAI's, and the scripted model; for reading only."""
+    path = tmp_path_factory.mktemp("archive") / "ViT.pt"
+    return path, write_archive(path)
+
+
+@pytest.fixture(scope="session")
+def other_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Archive in another form, with another activation; for reading only."""
+    path = tmp_path_factory.mktemp("other_archive") / "other.pt"
+    write_archive(path, {**OPENAI_CONFIG, "quick_gelu": False}, constants=False)
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text())
     return content

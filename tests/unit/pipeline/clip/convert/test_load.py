@@ -34,7 +34,6 @@ from .conftest import (
     encoder_settings,
     randomise,
     read_json,
-    write_archive,
     write_clip,
 )
 
@@ -219,9 +218,9 @@ def test_weights_that_do_not_fit_the_config_are_refused(clip: tuple[Path, Any], 
 
 
 @torch.no_grad()
-def test_an_archive_of_openai_gives_the_vectors_of_its_own_module(tmp_path: Path) -> None:
-    module = write_archive(tmp_path / "ViT.pt")
-    encoder = ClipEncoder(encoder_settings(f"openai_clip:{tmp_path / 'ViT.pt'}", token_states=True))
+def test_an_archive_of_openai_gives_the_vectors_of_its_own_module(archive: tuple[Path, Any]) -> None:
+    path, module = archive
+    encoder = ClipEncoder(encoder_settings(f"openai_clip:{path}", token_states=True))
     images = encoder.prepare([encoder.decode(data) for data in PHOTOS])
     torch.testing.assert_close(encoder.encode_pixels(images), module.encode_image(images), rtol=1e-4, atol=1e-5)
     tokens = encoder.tokenize(CAPTIONS)
@@ -233,8 +232,10 @@ def test_an_archive_of_openai_gives_the_vectors_of_its_own_module(tmp_path: Path
     assert encoder.identity["preprocess"]["mean"] == [0.48145466, 0.4578275, 0.40821073]
 
 
-def test_an_archive_is_the_same_clip_by_each_way_to_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_archive(tmp_path / "ViT.pt")
+def test_an_archive_is_the_same_clip_by_each_way_to_name_it(
+    archive: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(archive[0], tmp_path)
     configs = tmp_path / "configs"
     configs.mkdir()
     (configs / "tiny-openai.json").write_text(json.dumps({**OPENAI_CONFIG, "quick_gelu": False}))
@@ -257,19 +258,17 @@ def test_an_archive_is_the_same_clip_by_each_way_to_name_it(tmp_path: Path, monk
         identify_clip(folder)
 
 
-def test_an_image_size_can_be_set_for_an_archive(tmp_path: Path) -> None:
-    write_archive(tmp_path / "ViT.pt")
+def test_an_image_size_can_be_set_for_an_archive(archive: tuple[Path, Any]) -> None:
     settings = ClipSettings(
-        model=f"openai_clip:{tmp_path / 'ViT.pt'}", preprocess=PreprocessSettings(size=64, interpolation="bilinear")
+        model=f"openai_clip:{archive[0]}", preprocess=PreprocessSettings(size=64, interpolation="bilinear")
     )
     found = identify_clip(settings)["preprocess"]
     assert (found["size"], found["interpolation"]) == ([64, 64], "bilinear")
 
 
-def test_an_archive_of_another_architecture_is_refused_with_the_way_to_load_it(tmp_path: Path) -> None:
-    write_archive(tmp_path / "ViT.pt")
+def test_an_archive_of_another_architecture_is_refused_with_the_way_to_load_it(archive: tuple[Path, Any]) -> None:
     with pytest.raises(InputError, match=r"of another architecture than .*\n.*--model openai_clip:.*ViT\.pt") as raised:
-        identify_clip(ClipSettings(model="ViT-B/32", pretrained=str(tmp_path / "ViT.pt")))
+        identify_clip(ClipSettings(model="ViT-B/32", pretrained=str(archive[0])))
     assert str(raised.value).count("\n") == 1
 
 

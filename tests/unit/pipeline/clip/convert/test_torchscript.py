@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -18,37 +19,34 @@ from priorkit.pipeline.clip.convert.torchscript import (
 )
 from priorkit.pipeline.errors import InputError
 
-from .conftest import OPENAI_CONFIG, randomise, write_archive
+from .conftest import OPENAI_CONFIG, randomise
 
 
-def test_only_archives_of_torchscript_are_recognised(tmp_path: Path) -> None:
-    write_archive(tmp_path / "archive.pt")
+def test_only_archives_of_torchscript_are_recognised(archive: tuple[Path, Any], tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "state.pt")
     (tmp_path / "text.pt").write_text("text")
-    assert [is_torchscript(tmp_path / name) for name in ("archive.pt", "state.pt", "text.pt")] == [True, False, False]
+    assert is_torchscript(archive[0])
+    assert [is_torchscript(tmp_path / name) for name in ("state.pt", "text.pt")] == [False, False]
 
 
-def test_an_archive_holds_the_weights_and_no_other_numbers(tmp_path: Path) -> None:
-    write_archive(tmp_path / "archive.pt")
-    state = read_torchscript(tmp_path / "archive.pt")
+def test_an_archive_holds_the_weights_and_no_other_numbers(archive: tuple[Path, Any]) -> None:
+    state = read_torchscript(archive[0])
     model = randomise(open_clip.CLIP(**OPENAI_CONFIG))
     assert set(state) == set(model.state_dict())
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
-def test_the_activation_is_read_from_the_code(tmp_path: Path) -> None:
-    write_archive(tmp_path / "quick.pt")
-    write_archive(tmp_path / "gelu.pt", {**OPENAI_CONFIG, "quick_gelu": False})
-    assert stated_activation(tmp_path / "quick.pt") is True
-    assert stated_activation(tmp_path / "gelu.pt") is False
+def test_the_activation_is_read_from_the_code(archive: tuple[Path, Any], other_archive: Path) -> None:
+    assert stated_activation(archive[0]) is True
+    assert stated_activation(other_archive) is False
 
 
-def test_only_archives_of_openais_form_state_their_preprocessing(tmp_path: Path) -> None:
+def test_only_archives_of_openais_form_state_their_preprocessing(
+    archive: tuple[Path, Any], other_archive: Path, tmp_path: Path
+) -> None:
     openai = {"mean": [1, 2, 3], "quick_gelu": True}
-    write_archive(tmp_path / "openai.pt")
-    write_archive(tmp_path / "other.pt", {**OPENAI_CONFIG, "quick_gelu": False}, constants=False)
-    assert stated_by_archive(tmp_path / "openai.pt", openai) == openai
-    assert stated_by_archive(tmp_path / "other.pt", openai) == {"quick_gelu": False}
+    assert stated_by_archive(archive[0], openai) == openai
+    assert stated_by_archive(other_archive, openai) == {"quick_gelu": False}
     torch.save({}, tmp_path / "state.pt")
     assert stated_by_archive(tmp_path / "state.pt", openai) == {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import zlib
@@ -126,8 +127,9 @@ def test_an_image_that_claims_too_many_pixels_is_refused() -> None:
     assert error.value.outcome == "too_many_pixels"
 
 
+@functools.cache
 def photograph(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Pixels `[H, W, 3]` with the spectrum of photographs."""
+    """Pixels `[H, W, 3]` with the spectrum of photographs, for reading only."""
     random = np.random.default_rng(seed)
     square = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
     square[0, 0] = 1
@@ -135,7 +137,9 @@ def photograph(width: int, height: int, seed: int = 0) -> np.ndarray:
     planes = np.fft.irfft2(np.fft.rfft2(white) / square**0.7, (height, width))
     planes = (planes - planes.mean((1, 2), keepdims=True)) / planes.std((1, 2), keepdims=True)
     light = 128 + 45 * planes[0]
-    return np.stack([light + 12 * planes[1], light, light + 12 * planes[2]], -1).clip(0, 255).astype(np.uint8)
+    pixels = np.stack([light + 12 * planes[1], light, light + 12 * planes[2]], -1).clip(0, 255).astype(np.uint8)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def ssim(first: bytes, second: bytes) -> float:
