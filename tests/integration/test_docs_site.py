@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sys.executable, "-m", "mkdocs", "build", "--strict",
             "--config-file", str(ROOT / "docs/mkdocs.yml"), "--site-dir", str(folder),
         ],
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.findall("WARNING|ERROR|not included in the nav", done.stdout + done.stderr)
@@ -82,8 +82,8 @@ def address(site: Path) -> Iterator[str]:
 def test_every_page_is_readable(browser: Browser, site: Path, address: str, width: int, scheme: str) -> None:
     pages = sorted(path.parent.relative_to(site).as_posix() for path in site.rglob("index.html"))
     assert len(pages) > 20
-    for page in pages:
-        seen = browser.visit(f"{address}/{page}/", LOOK, width, scheme)
+    visits = browser.visit_all([f"{address}/{page}/" for page in pages], LOOK, width, scheme)
+    for page, seen in zip(pages, visits, strict=True):
         assert seen.errors == [], page
         assert [url for url in seen.requests if not url.startswith((address, "data:", "blob:"))] == [], page
         assert seen.look["page_width"] <= width, page  # wide tables and code scroll by themselves
