@@ -218,7 +218,7 @@ def _run(request: tuple[list[str], str, dict[str, str]], files: list[int]) -> No
 def _import_libraries() -> None:
     """Import what commands import, without starting a thread."""
     import open_clip  # noqa: F401
-    import torch  # noqa: F401
+    import torch._dynamo  # noqa: F401  # the first optimiser of a process imports it, which takes two seconds
 
     import priorkit.cli
     import priorkit.pipeline.download.stage

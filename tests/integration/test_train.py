@@ -220,6 +220,7 @@ def test_a_limited_run_is_no_prior_yet(synthetic_embeddings: Path, small_train: 
 KILLER = """
     # Trains in child processes, of which the first ones are killed. Prints how many died.
     import json, os, random, signal, sys, time
+    import torch._dynamo  # the first optimiser of a process imports it, which takes two seconds
     from priorkit.prior.train.settings import TrainSettings
     from priorkit.prior.train.stage import train
 
