@@ -28,8 +28,6 @@ from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
 from priorkit.pipeline.urls.digest import rows_digest
 from priorkit.pipeline.urls.url_list import open_url_list
-from priorkit.prior.interchange.load import load_prior
-from priorkit.prior.model.texts import stored_texts
 from priorkit.recipes.recipe import load_recipe, recipe_names, recipe_text
 from priorkit.recipes.status import stage_states
 
@@ -176,6 +174,8 @@ def _parse_tar(folder: Path) -> None:
 
 
 def _prepare_arrays(chance: random.Random, folder: Path) -> None:
+    import priorkit.prior.model.texts  # noqa: F401  # here, since loading torch is no part of a case
+
     rows, width = 20, 8
     generator = np.random.default_rng(1)
     for kind in ("img", "text"):
@@ -218,6 +218,8 @@ def _parse_embeddings(folder: Path) -> None:
 
 
 def _parse_arrays(folder: Path) -> None:
+    from priorkit.prior.model.texts import stored_texts
+
     for path in sorted((folder / "text_emb").glob("*.npy")):
         _ignoring_refusals(lambda path=path: stored_texts(str(path)))  # type: ignore[misc]
     _parse_embeddings(folder)
@@ -316,6 +318,8 @@ def _prepare_prior(chance: random.Random, folder: Path) -> None:
 
 
 def _parse_prior(folder: Path) -> None:
+    from priorkit.prior.interchange.load import load_prior  # torch is loaded by the parsers that need it
+
     _ignoring_refusals(lambda: inspect_folder(str(folder)))
     load_prior(str(folder))
 

@@ -7,7 +7,7 @@ import base64
 import re
 import subprocess
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import aiohttp
 
 PHONE, DESKTOP = 390, 1280
 """Widths of windows in pixels."""
+_PAGES_AT_ONCE = 4
+"""Number of pages that `Browser.visit_all` opens at a time."""
 
 
 @dataclass
@@ -59,9 +61,23 @@ class Browser:
 
     def visit(self, url: str, look: str, width: int = DESKTOP, scheme: str = "light") -> Visit:
         """Open a page in a window of a width, in a light or dark mode, and evaluate the expression `look` there."""
-        return asyncio.run(self._visit(url, look, width, scheme))
+        return asyncio.run(self._visit(url, look, width, scheme, takes_picture=True))
 
-    async def _visit(self, url: str, look: str, width: int, scheme: str) -> Visit:
+    def visit_all(self, urls: Sequence[str], look: str, width: int, scheme: str) -> list[Visit]:
+        """Visit several pages at once, without screenshots."""
+
+        async def visit_all() -> list[Visit]:
+            limit = asyncio.Semaphore(_PAGES_AT_ONCE)
+
+            async def visit(url: str) -> Visit:
+                async with limit:
+                    return await self._visit(url, look, width, scheme, takes_picture=False)
+
+            return await asyncio.gather(*map(visit, urls))
+
+        return asyncio.run(visit_all())
+
+    async def _visit(self, url: str, look: str, width: int, scheme: str, takes_picture: bool) -> Visit:
         visit, loaded = Visit(), asyncio.Event()
         async with aiohttp.ClientSession() as session:
             async with session.put(f"http://{self._address}/json/new?about:blank") as answer:
@@ -99,6 +115,9 @@ class Browser:
                 asked: list[str] = []
                 listener = asyncio.create_task(listen())
                 await self._look(visit, ask, loaded, url, look, width, scheme)
+                if takes_picture:
+                    taken = await ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+                    visit.screenshot = base64.b64decode(taken["data"])
                 listener.cancel()
             async with session.get(f"http://{self._address}/json/close/{target['id']}"):
                 pass
@@ -125,5 +144,3 @@ class Browser:
         await asyncio.sleep(0.3)  # what would ask the network now has done so
         answer = await ask("Runtime.evaluate", expression=look, returnByValue=True)
         visit.look = answer["result"].get("value", {})
-        taken = await ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        visit.screenshot = base64.b64decode(taken["data"])

@@ -220,7 +220,7 @@ def _import_libraries() -> None:
     """Import what commands import, without starting a thread."""
     import open_clip  # noqa: F401
     import pandas  # noqa: F401  # pyarrow imports it when it converts an array
-    import torch  # noqa: F401
+    import torch._dynamo  # noqa: F401  # the first optimiser of a process imports it, which takes two seconds
     import typer.rich_utils  # noqa: F401
 
     import priorkit.__main__

@@ -118,7 +118,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

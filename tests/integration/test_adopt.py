@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from priorkit.prior.train.settings import InitSettings
 from priorkit.prior.train.stage import train
 from priorkit.recipes.commands.metrics import print_metrics
 
-from .conftest import PRIORKIT, committed, environment, wait_for
+from .command_server import Command, CommandServer
+from .conftest import committed, environment, wait_for
 from .synthetic import SMALL_TRAIN, changed
 
 ROWS, SOURCE, TARGET = 400, 5, 12
@@ -227,26 +227,24 @@ def test_messages_about_other_layouts_name_a_command_that_works(layout: str, tmp
     np.testing.assert_allclose(dataset.take(np.array([3])).image_embed[0], vectors["img"][3], atol=1e-3)
 
 
-def wait_for_change(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_change(folder: Path, process: Command) -> None:
     """Wait until a command has written something into its folder, or has ended."""
     known = len(list(folder.rglob("*")))
     wait_for(lambda: process.poll() is not None or len(list(folder.rglob("*"))) != known)
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_byte(tmp_path: Path) -> None:
+def test_ten_kills_change_no_byte(commands: CommandServer, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     np.save(source / "image.npy", units(60_000, 64, 0))
     np.save(source / "text.npy", units(60_000, 48, 1))
     keys = [f"key {row}" for row in range(60_000)]
     pq.write_table(pa.table({"key": keys, "caption": keys}), source / "image.parquet")
-    words = [PRIORKIT, "adopt", str(source), "--metadata", "image.parquet", "--not-clip", "x",
-             "--rows-per-shard", "5000"]  # fmt: skip
+    options = ["--metadata", "image.parquet", "--not-clip", "x", "--rows-per-shard", "5000"]
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = [*words[:3], str(folder), *words[3:]]
-        return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def start(folder: Path) -> Command:
+        return commands.start(["adopt", str(source), str(folder), *options], tmp_path, environment())
 
     first = start(tmp_path / "whole")
     wait_for((tmp_path / "whole").exists)
@@ -262,7 +260,7 @@ def test_ten_kills_change_no_byte(tmp_path: Path) -> None:
         time.sleep(instants.uniform(0, seconds / 6))
         killed += process.poll() is None
         process.kill()
-        process.communicate()
+        process.communicate(timeout=240)
     assert killed >= 5
     process = start(tmp_path / "killed")
     error = process.communicate(timeout=600)[1]

@@ -82,8 +82,8 @@ def address(site: Path) -> Iterator[str]:
 def test_every_page_is_readable(browser: Browser, site: Path, address: str, width: int, scheme: str) -> None:
     pages = sorted(path.parent.relative_to(site).as_posix() for path in site.rglob("index.html"))
     assert len(pages) > 20
-    for page in pages:
-        seen = browser.visit(f"{address}/{page}/", LOOK, width, scheme)
+    visits = browser.visit_all([f"{address}/{page}/" for page in pages], LOOK, width, scheme)
+    for page, seen in zip(pages, visits, strict=True):
         assert seen.errors == [], page
         assert [url for url in seen.requests if not url.startswith((address, "data:", "blob:"))] == [], page
         assert seen.look["page_width"] <= width, page  # wide tables and code scroll by themselves

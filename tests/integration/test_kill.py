@@ -62,7 +62,7 @@ def assert_records_hold(workspace: Workspace) -> None:
 def kill_in_every_stage(workspace: Workspace, finished: Finished, seed: int) -> None:
     instants = random.Random(seed)
     killed = 0
-    for stage in STAGE_FOLDERS:
+    for stage in (*STAGE_FOLDERS, "evaluate"):  # that of evaluation is short, and in no other test
         delay = instants.uniform(0, 0.8 * finished.seconds[stage])
         while not (hit := kill_in_stage(workspace, stage, delay)) and delay > 0.02:
             shutil.rmtree(workspace.folder(stage))  # the run was over before: the stage once more, and sooner
@@ -89,13 +89,8 @@ def test_a_run_in_an_interpreter_of_its_own_writes_the_same_bytes(workspace: Wor
 
 
 @pytest.mark.slow
-def test_a_kill_in_each_stage_changes_no_byte(workspace: Workspace, finished: Finished) -> None:
-    kill_in_every_stage(workspace, finished, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_twenty_kills_change_no_byte(workspace: Workspace, finished: Finished, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_in_each_stage_changes_no_byte(workspace: Workspace, finished: Finished, seed: int) -> None:
     kill_in_every_stage(workspace, finished, seed)
 
 
@@ -136,7 +131,9 @@ def test_twenty_kills_of_download_change_no_byte_and_fetch_no_finished_shard_aga
     workspace: Workspace, finished: Finished, gate: Gate
 ) -> None:
     """Kill after kill of the same work until it is done, then anew, until there were twenty."""
-    settings = ("rows_per_shard=10", "image_size=32", "allow_private_addresses=true", "concurrency=2")
+    settings = (
+        "rows_per_shard=10", "image_size=32", "allow_private_addresses=true", "concurrency=2", "decode_processes=1"
+    )  # fmt: skip
     command = ("download", "urls.parquet", *(f"--set=download.{setting}" for setting in settings))
     store = Store(str(workspace.folder("download")))
     instants = random.Random(3)
@@ -194,8 +191,7 @@ def marked_processes(mark: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGINT), (0, signal.SIGTERM), (2, signal.SIGTERM)])
 def test_embed_ends_soon_when_asked_and_goes_on_later(
     holding: Callable[..., Workspace], finished: Finished, embed_command: tuple[str, ...],
     started: Callable[..., subprocess.Popen[str]], number: signal.Signals, workers: int,

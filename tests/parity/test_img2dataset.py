@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +20,9 @@ from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 
 from ..conftest import QuietHandler, serving
+from .img2dataset_server import Img2dataset
 
 ROWS_PER_SHARD = 10
-IMG2DATASET = """
-import json, sys
-from img2dataset import download
-if __name__ == "__main__":
-    download(**json.loads(sys.argv[1]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +117,7 @@ def rows_by_key(folder: Path) -> dict[str, dict[str, Any]]:
     ],
 )
 def test_the_results_are_those_of_img2dataset(
-    served: tuple[str, Path], tmp_path: Path, changes: dict[str, Any]
+    served: tuple[str, Path], img2dataset: Img2dataset, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     _, source = served
     settings = DownloadSettings(
@@ -145,9 +138,7 @@ def test_the_results_are_those_of_img2dataset(
         "processes_count": 1, "thread_count": 4, "extract_exif": settings.extract_exif, "compute_hash": "sha256",
         "retries": 0, "enable_wandb": False,
     }  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=120
-    )
+    img2dataset.download(**options)
 
     mine, upstream = members(ours), members(theirs)
     assert len(mine) >= 3 * 12

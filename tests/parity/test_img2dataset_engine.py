@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,8 @@ from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.inspect.folder import inspect_folder
 
 from ..conftest import QuietHandler, picture, serving
-from .test_img2dataset import IMG2DATASET, members
+from .img2dataset_server import Img2dataset
+from .test_img2dataset import members
 
 ROWS_PER_SHARD = 12
 COLUMNS = ["licence", "score", "tags", "place"]
@@ -112,7 +111,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def run_img2dataset(source: Path, output: Path, settings: DownloadSettings, **changed: Any) -> None:
+def run_img2dataset(
+    img2dataset: Img2dataset, source: Path, output: Path, settings: DownloadSettings, **changed: Any
+) -> None:
     """Run img2dataset's own command with the options that the settings stand for."""
     options = {
         "url_list": str(source), "input_format": "parquet", "url_col": "image_url", "caption_col": "text",
@@ -127,9 +128,7 @@ def run_img2dataset(source: Path, output: Path, settings: DownloadSettings, **ch
         "downscale_interpolation": settings.downscale_interpolation,
         "enable_wandb": False, "distributor": "multiprocessing", **changed,
     }  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-c", IMG2DATASET, json.dumps(options)], check=True, capture_output=True, timeout=200
-    )
+    img2dataset.download(**options)
 
 
 def settings_of(**changed: Any) -> DownloadSettings:
@@ -160,11 +159,11 @@ def assert_equal(ours: Path, theirs: Path) -> None:
             assert stats[0][key] == stats[1][key]
 
 
-def test_the_result_is_that_of_img2datasets_own_command(source: Path, tmp_path: Path) -> None:
+def test_the_result_is_that_of_img2datasets_own_command(source: Path, img2dataset: Img2dataset, tmp_path: Path) -> None:
     settings = settings_of()
     result = download(str(source), str(tmp_path / "ours"), settings)
     assert result.counts == OUTCOMES
-    run_img2dataset(source, tmp_path / "theirs", settings)
+    run_img2dataset(img2dataset, source, tmp_path / "theirs", settings)
     assert_equal(tmp_path / "ours", tmp_path / "theirs")
     assert inspect_folder(str(tmp_path / "ours")).problems == []
     manifest = read_manifest(Store(str(tmp_path / "ours")))
@@ -191,34 +190,36 @@ def test_the_result_is_that_of_img2datasets_own_command(source: Path, tmp_path: 
     ids=["bordered webp", "not resized", "cropped and enlarged", "png by the longer side"],
 )
 def test_the_result_is_that_of_img2dataset_with_other_settings(
-    source: Path, tmp_path: Path, changes: dict[str, Any]
+    source: Path, img2dataset: Img2dataset, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     settings = settings_of(**changes)
     download(str(source), str(tmp_path / "ours"), settings)
-    run_img2dataset(source, tmp_path / "theirs", settings)
+    run_img2dataset(img2dataset, source, tmp_path / "theirs", settings)
     assert_equal(tmp_path / "ours", tmp_path / "theirs")
 
 
 @pytest.mark.slow
-def test_a_list_without_captions_and_other_columns_gives_the_same(source: Path, tmp_path: Path) -> None:
+def test_a_list_without_captions_and_other_columns_gives_the_same(
+    source: Path, img2dataset: Img2dataset, tmp_path: Path
+) -> None:
     settings = DownloadSettings(
         engine="img2dataset", rows_per_shard=ROWS_PER_SHARD, image_size=64, url_column="image_url",
         caption_column=None, keep_columns="none",
     )  # fmt: skip
     download(str(source), str(tmp_path / "ours"), settings)
-    run_img2dataset(source, tmp_path / "theirs", settings, caption_col=None, save_additional_columns=None)
+    run_img2dataset(img2dataset, source, tmp_path / "theirs", settings, caption_col=None, save_additional_columns=None)
     assert_equal(tmp_path / "ours", tmp_path / "theirs")
 
 
 @pytest.mark.slow
-def test_boxes_are_blurred_as_by_img2dataset(source: Path, tmp_path: Path) -> None:
+def test_boxes_are_blurred_as_by_img2dataset(source: Path, img2dataset: Img2dataset, tmp_path: Path) -> None:
     table = pq.read_table(source)
     boxes = [None if number % 5 == 0 else [[0.1, 0.2, 0.6, 0.7]] * (number % 3) for number in range(len(table))]
     path = tmp_path / "list.parquet"
     pq.write_table(table.append_column("faces", pa.array(boxes)), path)
     settings = settings_of(bbox_column="faces")
     download(str(path), str(tmp_path / "ours"), settings)
-    run_img2dataset(path, tmp_path / "theirs", settings, bbox_col="faces")
+    run_img2dataset(img2dataset, path, tmp_path / "theirs", settings, bbox_col="faces")
     assert_equal(tmp_path / "ours", tmp_path / "theirs")
     plain = settings_of()
     download(str(path), str(tmp_path / "plain"), plain)
