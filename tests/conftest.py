@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -25,10 +26,13 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.clip.settings import ClipSettings
+from priorkit.pipeline.download.decoding import decoders
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
+
+from .integration.decoder_server import DecoderServer
 
 TINY_CLIP_CONFIG = {
     "model_cfg": {
@@ -80,6 +84,21 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def decoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecoderServer]:
+    server = DecoderServer(tmp_path_factory.mktemp("decoders"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_decoders(decoder_server: DecoderServer) -> Iterator[None]:
+    """Fork the decoder processes of downloads in this process, instead of starting an interpreter for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "subprocess", types.SimpleNamespace(Popen=decoder_server.popen))
+        yield
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an open_clip model of random weights, as `local-dir:` takes it."""
     import open_clip
@@ -123,7 +142,8 @@ class QuietServer(http.server.ThreadingHTTPServer):
 def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """A real HTTP server in a thread; yields its URL."""
     server = QuietServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # `shutdown` waits until the server looks for requests again, by default every half second
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
