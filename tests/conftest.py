@@ -126,6 +126,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Answers with the files of a folder, on connections that stay, and logs nothing."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise, a body waits up to 40 ms for the client to acknowledge the header
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -25,11 +25,15 @@ from ..conftest import QuietHandler, serving
 
 ROWS_PER_SHARD = 10
 IMG2DATASET = """
-import json, sys
-from img2dataset import download
+import json, multiprocessing, sys
+from img2dataset import distributor, download, logger
 if __name__ == "__main__":
+    distributor.get_context = lambda method: multiprocessing.get_context("fork")
+    logger.LoggerProcess._start_method = "fork"
+    logger.LoggerProcess._Popen = staticmethod(multiprocessing.context.ForkProcess._Popen)
     download(**json.loads(sys.argv[1]))
 """
+"""img2dataset's own command. It forks its processes, which otherwise each import torch, Ray and W&B again."""
 
 
 @pytest.fixture(scope="module")
