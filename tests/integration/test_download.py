@@ -402,7 +402,7 @@ def test_without_ray_one_process_works_and_asking_for_ray_says_what_is_missing(
     images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """That the modules do not import Ray as they are loaded, is a test of `test_house.py`."""
+    """`test_house.py` checks that the modules do not import Ray when they are loaded."""
     monkeypatch.setitem(sys.modules, "ray", None)
     folder = tmp_path / "no_ray"
     result = download(str(url_list.path), str(folder), download_settings)

@@ -78,7 +78,7 @@ def settings() -> DownloadSettings:
 def finished(
     flaky_server: FlakyServer, listed: Path, settings: DownloadSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What a run gives in which only the one row fails that always does."""
+    """A finished download in which only the row fails that always does."""
     flaky_server.status = dict(LASTING)
     folder = tmp_path_factory.mktemp("finished") / "images"
     download(str(listed), str(folder), settings)
