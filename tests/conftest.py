@@ -18,6 +18,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -30,10 +31,13 @@ import torch
 from PIL import Image
 
 from priorkit.pipeline.clip.settings import ClipSettings
+from priorkit.pipeline.download.decoding import decoders
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
+
+from .integration.decoder_server import DecoderServer
 
 TINY_CLIP_CONFIG = {
     "model_cfg": {
@@ -91,6 +95,21 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def decoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecoderServer]:
+    server = DecoderServer(tmp_path_factory.mktemp("decoders"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_decoders(decoder_server: DecoderServer) -> Iterator[None]:
+    """Fork the decoder processes of downloads in this process, instead of starting an interpreter for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "subprocess", types.SimpleNamespace(Popen=decoder_server.popen))
+        yield
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an open_clip model of random weights, as `local-dir:` takes it."""
     import open_clip
@@ -118,6 +137,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Answers with the files of a folder, on connections that stay, and logs nothing."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise, a body waits up to 40 ms for the client to acknowledge the header
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -134,8 +154,8 @@ class QuietServer(http.server.ThreadingHTTPServer):
 def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """A real HTTP server in a thread; yields its URL."""
     server = QuietServer(("127.0.0.1", 0), handler)
-    poll = 0.01  # seconds; the default of 0.5 is how long every `shutdown` would take
-    thread = threading.Thread(target=server.serve_forever, args=(poll,), daemon=True)
+    # `shutdown` waits until the server looks for requests again, by default every half second
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -2,7 +2,7 @@
 
 A command in a fresh interpreter spends most of its time importing torch and open_clip. A forked process skips the
 imports but otherwise runs like the installed command: it has its own arguments, environment, working directory, output
-and exit code.
+and exit code. `fork_server`, `fork` and `serve` also serve other kinds of processes; see `decoder_server.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _START_SECONDS = 600
 """Seconds to wait until the server listens or a command is forked, on a machine that is busy with other work."""
@@ -37,8 +37,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Command:
     """A command that runs, with the part of `subprocess.Popen`'s interface that the tests use."""
 
-    def __init__(self, connection: socket.socket, output: IO[bytes], errors: IO[bytes]) -> None:
-        self._connection, self._files = connection, (output, errors)
+    def __init__(self, connection: socket.socket, *files: IO[bytes]) -> None:
+        self._connection, self._files = connection, files
         self.pid = self._answer(_START_SECONDS)
         self.returncode: int | None = None
 
@@ -46,6 +46,13 @@ class Command:
         """Return the exit code, or None if the command has not ended."""
         if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
             self.returncode = self._answer(1)
+        return self.returncode
+
+    def wait(self) -> int:
+        """Wait for the end of a command whose output is not captured, and return its exit code."""
+        if self.returncode is None:
+            self.returncode = self._answer(_START_SECONDS)
+        self._connection.close()
         return self.returncode
 
     def communicate(self, timeout: float) -> tuple[str, str]:
@@ -89,18 +96,15 @@ class Command:
 class CommandServer:
     """The process that commands are forked from."""
 
-    def __init__(self, address: Path) -> None:
-        self._address = str(address)
+    def __init__(self, address: str) -> None:
+        self._address = address
         self._started: list[Command] = []
 
     def start(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> Command:
         """Start a command whose standard input is empty. `Command.communicate` closes what is opened here."""
-        request = json.dumps([list(arguments), str(cwd), dict(environment)]).encode()
         output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
-        socket.send_fds(connection, [_NUMBER.pack(len(request))], [output.fileno(), errors.fileno()])
-        connection.sendall(request)
+        request = [list(arguments), str(cwd), dict(environment)]
+        connection = fork(self._address, request, (output.fileno(), errors.fileno()))
         self._started.append(Command(connection, output, errors))
         return self._started[-1]
 
@@ -123,24 +127,52 @@ class CommandServer:
 @contextlib.contextmanager
 def serving_commands(folder: Path, environment: Mapping[str, str]) -> Iterator[CommandServer]:
     """Start a server whose socket is in the given folder, and stop it afterwards."""
+    with fork_server(__file__, folder, environment) as address:
+        server = CommandServer(address)
+        yield server
+        server.kill_all()
+
+
+@contextlib.contextmanager
+def fork_server(script: str, folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Start a script that calls `serve`, yield the address of its socket in the folder, and stop it afterwards."""
     address = folder / "commands"
-    program = [sys.executable, __file__, address]
+    program = [sys.executable, script, address]
     with subprocess.Popen(program, stdin=subprocess.PIPE, env=dict(environment)) as process:
         try:
             end = time.monotonic() + _START_SECONDS
             while not address.exists():
-                assert process.poll() is None, "the command server ended"
-                assert time.monotonic() < end, "the command server does not answer"
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < end, "the server does not answer"
                 time.sleep(0.01)
-            server = CommandServer(address)
-            yield server
-            server.kill_all()
+            yield str(address)
         finally:
             process.kill()
 
 
-def _serve(address: str) -> None:
-    """Fork one supervisor for each connection, until the tests' process closes this one's standard input."""
+def fork(address: str, request: Any, files: tuple[int, int]) -> socket.socket:
+    """Let a server fork a process, and return the connection over which the server sends the process's numbers.
+
+    Args:
+        address: address that `fork_server` yields.
+        request: value that the process receives, as JSON.
+        files: descriptors of two open files that the process receives.
+    """
+    data = json.dumps(request).encode()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    socket.send_fds(connection, [_NUMBER.pack(len(data))], files)
+    connection.sendall(data)
+    return connection
+
+
+def serve(address: str, run: Callable[[Any, list[int]], None]) -> None:
+    """Fork one supervisor for each connection, until the tests' process closes this one's standard input.
+
+    Args:
+        address: path of the socket.
+        run: function that a forked process calls with the request and the two descriptors.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel discards supervisors that have ended
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
@@ -151,7 +183,7 @@ def _serve(address: str) -> None:
         assert _other_threads() <= {"jemalloc_bg_thd"}, f"threads do not survive a fork: {_other_threads()}"
         if os.fork() == 0:
             listener.close()
-            _supervise(connection)
+            _supervise(connection, run)
             return
         connection.close()
 
@@ -162,10 +194,10 @@ def _other_threads() -> set[str]:
     return {(path / "comm").read_text().strip() for path in tasks}
 
 
-def _supervise(connection: socket.socket) -> None:
-    """Run the command, and send its process id, its exit code, and 0 once all that it started has ended."""
+def _supervise(connection: socket.socket, run: Callable[[Any, list[int]], None]) -> None:
+    """Run the process, and send its process id, its exit code, and 0 once all that it started has ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the command become children of this
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of the process become children of this
     size, files, _, _ = socket.recv_fds(connection, _NUMBER.size, 2)
     request = b""
     while len(request) < _NUMBER.unpack(size)[0]:
@@ -176,7 +208,7 @@ def _supervise(connection: socket.socket) -> None:
     process = os.fork()
     if process == 0:
         connection.close()
-        _run(json.loads(request), files)
+        run(json.loads(request), files)
         return
     for file in files:
         os.close(file)
@@ -243,4 +275,4 @@ if __name__ == "__main__":
     import priorkit.pipeline  # noqa: F401  # before torch, so that its threads do not spin
 
     _import_libraries()
-    _serve(sys.argv[1])
+    serve(sys.argv[1], _run)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -329,7 +330,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import WSGIRequestHandler
 
+WSGIRequestHandler.disable_nagle_algorithm = True
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
@@ -338,7 +341,7 @@ sys.stdin.read()
 """Tells its port, and ends when its standard input does."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER],
@@ -355,19 +358,25 @@ def server_url() -> Iterator[str]:
         process.stdout.close()
 
 
+@pytest.fixture(scope="module")
+def s3_clients(server_url: str) -> Iterator[None]:
+    """Let the tests of a module share s3fs's client, which takes half a second to make."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
-def bucket(server_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+def bucket(server_url: str, s3_clients: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The URL of an empty bucket; where the server is stands in the environment, as it does for users."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", server_url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = tmp_path.name.replace("_", "-").lower().strip("-")[-40:].lstrip("-")
+    name = f"test-{uuid.uuid4().hex}"
     fsspec.filesystem("s3").mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
+    return f"s3://{name}"
 
 
 def upload(folder: Path, url: str) -> None:

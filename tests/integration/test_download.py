@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download import plan as download_plan
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.download.worker import row_key
-from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 from priorkit.pipeline.urls.digest import rows_digest
 from priorkit.pipeline.urls.url_list import UrlList
 
@@ -397,31 +398,18 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert folder_bytes(folder) == folder_bytes(images_folder)
 
 
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-from priorkit.pipeline.compute.settings import ComputeSettings
-from priorkit.pipeline.download.settings import DownloadSettings
-from priorkit.pipeline.download.stage import download
-if __name__ == "__main__":
-    settings = DownloadSettings.model_validate_json(sys.argv[3])
-    print(sorted(download(sys.argv[1], sys.argv[2], settings).counts.items()))
-    download(sys.argv[1], sys.argv[2] + "_ray", settings, compute=ComputeSettings(backend="ray"))
-"""
-
-
 def test_without_ray_one_process_works_and_asking_for_ray_says_what_is_missing(
-    images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
-) -> None:
+    images_folder: Path, url_list: Any, download_settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """`test_house.py` checks that the modules do not import Ray when they are loaded."""
+    monkeypatch.setitem(sys.modules, "ray", None)
     folder = tmp_path / "no_ray"
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, str(url_list.path), str(folder), download_settings.model_dump_json()],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    result = download(str(url_list.path), str(folder), download_settings)
+    assert result.counts == {"http_4xx": 1, "not_image": 1, "refused": 1, "success": 60}
     assert folder_bytes(folder) == folder_bytes(images_folder)
-    assert done.stdout == "[('http_4xx', 1), ('not_image', 1), ('refused', 1), ('success', 60)]\n"
-    assert "PriorkitError: compute.backend=ray needs Ray" in done.stderr
-    assert "pip install 'ray[train]'" in done.stderr
+    with pytest.raises(PriorkitError, match=r"compute\.backend=ray needs Ray.*pip install 'ray\[train\]'"):
+        download(str(url_list.path), f"{folder}_ray", download_settings, compute=ComputeSettings(backend="ray"))
 
 
 @pytest.mark.parametrize(

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner, Result
 
+from priorkit.cli import app
 from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 
-from ..conftest import QuietHandler, picture, serving
+from ..conftest import picture
 from .conftest import PRIORKIT, Gate, Workspace, committed, environment, stop, wait_for
+from .flaky_server import FlakyServer, serving_flaky
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 ROWS, SHARDS = 30, 3
@@ -29,43 +33,21 @@ SETTINGS = DownloadSettings(engine="img2dataset", rows_per_shard=10, image_size=
 FAILING = {3: 503, 4: 404, 21: 429}
 
 
-@dataclass
-class Flaky:
-    """A server whose images answer with a status of their own for as long as one is set."""
-
-    url: str
-    status: dict[int, int] = field(default_factory=dict)
-    asked: list[int] = field(default_factory=list)
-
-
 @pytest.fixture(scope="module")
-def flaky_server() -> Iterator[Flaky]:
-    made = Flaky("")
-
-    class Handler(QuietHandler):
-        def do_GET(self) -> None:
-            number = int(self.path.strip("/").partition(".")[0])
-            made.asked.append(number)
-            status = made.status.get(number, 200)
-            body = picture(number) if status == 200 else b""
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with serving(Handler) as made.url:
-        yield made
+def flaky_server() -> Iterator[FlakyServer]:
+    with serving_flaky() as server:
+        yield server
 
 
 @pytest.fixture
-def flaky(flaky_server: Flaky) -> Flaky:
+def flaky(flaky_server: FlakyServer) -> FlakyServer:
     flaky_server.status = dict(FAILING)
     flaky_server.asked.clear()
     return flaky_server
 
 
 @pytest.fixture(scope="module")
-def source(flaky_server: Flaky, tmp_path_factory: pytest.TempPathFactory) -> str:
+def source(flaky_server: FlakyServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("list") / "list.parquet"
     urls = [f"{flaky_server.url}/{number}.jpg" for number in range(ROWS)]
     columns = {"url": urls, "caption": [f"number {number}" for number in range(ROWS)], "score": [0.5] * ROWS}
@@ -74,7 +56,7 @@ def source(flaky_server: Flaky, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 @pytest.fixture(scope="module")
-def downloaded(flaky_server: Flaky, source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def downloaded(flaky_server: FlakyServer, source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished download with failures."""
     flaky_server.status = dict(FAILING)
     folder = tmp_path_factory.mktemp("downloaded") / "images"
@@ -95,7 +77,7 @@ def images(downloaded: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_finished_folder_is_left_alone_and_a_lost_shard_made_again(
-    flaky: Flaky, source: str, downloaded: Path, images: Path, folder_bytes: FolderBytes
+    flaky: FlakyServer, source: str, downloaded: Path, images: Path, folder_bytes: FolderBytes
 ) -> None:
     assert download(source, str(images), SETTINGS).done_now == 0
     assert flaky.asked == []
@@ -111,7 +93,7 @@ def test_a_finished_folder_is_left_alone_and_a_lost_shard_made_again(
 
 @pytest.mark.slow
 def test_a_retry_gives_the_result_of_one_run_that_did_not_fail(
-    flaky: Flaky, source: str, images: Path, tmp_path: Path, folder_bytes: FolderBytes
+    flaky: FlakyServer, source: str, images: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     flaky.status = {4: 404}
     result = download(source, str(images), SETTINGS, retry_failed=True)
@@ -140,7 +122,9 @@ def test_a_column_that_img2dataset_cannot_write_is_refused_before_anything_is_fe
 
 
 @pytest.mark.slow
-def test_a_collapse_of_success_stops_the_download_within_a_shard(source: str, flaky: Flaky, tmp_path: Path) -> None:
+def test_a_collapse_of_success_stops_the_download_within_a_shard(
+    source: str, flaky: FlakyServer, tmp_path: Path
+) -> None:
     flaky.status = dict.fromkeys(range(ROWS), 403)
     settings = DownloadSettings(engine="img2dataset", rows_per_shard=30, concurrency=1, retries=0, success_window=5)
     told: list[int] = []
@@ -151,7 +135,9 @@ def test_a_collapse_of_success_stops_the_download_within_a_shard(source: str, fl
 
 
 @pytest.mark.slow
-def test_an_object_store_holds_the_same_files(flaky: Flaky, source: str, downloaded: Path, tmp_path: Path) -> None:
+def test_an_object_store_holds_the_same_files(
+    flaky: FlakyServer, source: str, downloaded: Path, tmp_path: Path
+) -> None:
     store = Store(f"memory://{tmp_path.name}")
     download(source, store.url, SETTINGS)
     for name, data in committed(downloaded).items():
@@ -161,7 +147,7 @@ def test_an_object_store_holds_the_same_files(flaky: Flaky, source: str, downloa
 
 @pytest.mark.slow
 def test_two_ray_workers_write_the_same_bytes(
-    flaky: Flaky, source: str, downloaded: Path, tmp_path: Path, folder_bytes: FolderBytes
+    flaky: FlakyServer, source: str, downloaded: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     compute = ComputeSettings(backend="ray", workers=2)
     result = download(source, str(tmp_path / "images"), SETTINGS, compute=compute)
@@ -172,36 +158,49 @@ def test_two_ray_workers_write_the_same_bytes(
 ENGINE = ("--set=download.engine=img2dataset", "--set=download.rows_per_shard=40", "--set=download.image_size=32")
 
 
-def test_settings_that_img2dataset_cannot_honour_are_refused(workspace: Workspace) -> None:
-    command = ("download", "urls.parquet", *ENGINE)
-    cases = [
-        (
-            (*command, "--set=download.timeout_seconds=10"),
-            "timeout_seconds=10.0 cannot be combined with engine=img2dat",
-        ),
-        (
-            (*command, "--set=download.allow_private_addresses=false"),
-            "allow_private_addresses=False cannot be combined",
-        ),
-        ((*command, "--set=download.robots_txt=true"), "robots_txt=True cannot be combined"),
-        ((*command, "--set=download.decode_processes=2"), "decode_processes=2 cannot be combined"),
-        ((*command, "--verify-hash", "md5"), "hash_column=md5 cannot be combined"),
-        (("download", "urls.parquet", "--set=download.img2dataset.timeout=5"), "no effect without engine=img2dataset"),
-        ((*command, "--set=download.img2dataset.timout=5"), "did you mean 'timeout'"),
-    ]
-    for error in workspace.refuses_each(cases):
-        assert len(error) < 400
+@pytest.fixture
+def urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A list in an empty working directory, whose URLs no test asks for."""
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"url": ["http://h/x"] * 3, "caption": ["a"] * 3}), "urls.parquet")
+    return "urls.parquet"
 
 
-def test_the_plan_lists_the_defaults_that_are_not_applied(workspace: Workspace) -> None:
-    command = ("download", "urls.parquet", "--dry-run", *ENGINE)
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["download", *arguments], env={"COLUMNS": "160"})
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--set=download.timeout_seconds=10",), "timeout_seconds=10.0 cannot be combined with engine=img2dat"),
+        (("--set=download.allow_private_addresses=false",), "allow_private_addresses=False cannot be combined"),
+        (("--set=download.robots_txt=true",), "robots_txt=True cannot be combined"),
+        (("--set=download.decode_processes=2",), "decode_processes=2 cannot be combined"),
+        (("--verify-hash", "md5"), "hash_column=md5 cannot be combined"),
+        (("--set=download.engine=native", "--set=download.img2dataset.timeout=5"), "no effect without engine=img2dat"),
+        (("--set=download.img2dataset.timout=5",), "did you mean 'timeout'"),
+    ],
+)
+def test_settings_that_img2dataset_cannot_honour_are_refused(urls: str, options: tuple[str, ...], named: str) -> None:
+    result = run(urls, *ENGINE, *options)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("error") == 1
+    assert named in result.stderr
+    assert len(result.stderr) < 400
+    assert os.listdir() == [urls]
+
+
+def test_the_plan_lists_the_defaults_that_are_not_applied(urls: str) -> None:
+    command = (urls, "--dry-run", *ENGINE)
     notes = SETTINGS.model_copy().engine_notes()
-    planned = workspace.json(*command)["notes"]
+    planned = json.loads(run(*command, "--json").stdout)["notes"]
     assert planned[:-1] == notes
     assert "download.concurrency=2048" in planned[-1]
-    text = re.sub(r"\s+", " ", workspace.run(*command).stdout)
+    text = re.sub(r"\s+", " ", run(*command).stdout)
     assert all(f"note: {note}" in text for note in planned)
-    assert workspace.json("download", "urls.parquet", "--dry-run")["notes"] == []
+    assert json.loads(run(urls, "--dry-run", "--json").stdout)["notes"] == []
 
 
 def start(workspace: Workspace, *arguments: str) -> subprocess.Popen[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,87 +21,96 @@ from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 
-from ..conftest import QuietHandler, picture, serving
+from ..conftest import picture
+from .flaky_server import FlakyServer, serving_flaky
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 ROWS = 50
 
 
-@dataclass
-class Flaky:
-    """A server whose images answer with a status of their own for as long as one is set."""
-
-    url: str
-    status: dict[int, int] = field(default_factory=dict)
-    asked: list[int] = field(default_factory=list)
+FAILING = {3: 503, 4: 404, 21: 429, 22: 500, 39: 503}
+"""Rows of two shards; one of them fails for good."""
+LASTING = {4: 404}
+"""The row that fails for good."""
 
 
-@pytest.fixture
-def flaky() -> Iterator[Flaky]:
-    made = Flaky("")
-
-    class Handler(QuietHandler):
-        def do_GET(self) -> None:
-            number = int(self.path.strip("/").partition(".")[0])
-            made.asked.append(number)
-            status = made.status.get(number, 200)
-            body = picture(number) if status == 200 else b""
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with serving(Handler) as made.url:
-        yield made
+@pytest.fixture(scope="module")
+def flaky_server() -> Iterator[FlakyServer]:
+    with serving_flaky() as server:
+        yield server
 
 
 @pytest.fixture
-def source(flaky: Flaky, tmp_path: Path) -> str:
-    path = tmp_path / "list.parquet"
+def flaky(flaky_server: FlakyServer) -> FlakyServer:
+    """A server on which no row fails yet."""
+    flaky_server.status = {}
+    flaky_server.asked.clear()
+    return flaky_server
+
+
+@pytest.fixture(scope="module")
+def listed(flaky_server: FlakyServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("list") / "list.parquet"
     columns = {
-        "url": [f"{flaky.url}/{number}.jpg" for number in range(ROWS)],
+        "url": [f"{flaky_server.url}/{number}.jpg" for number in range(ROWS)],
         "caption": [f"number {number}" for number in range(ROWS)],
         "md5": [hashlib.md5(picture(number)).hexdigest() for number in range(ROWS)],
         "score": [number / 3 for number in range(ROWS)],
     }
     pq.write_table(pa.table(columns), path)
-    return str(path)
+    return path
 
 
 @pytest.fixture
+def source(listed: Path, flaky: FlakyServer, tmp_path: Path) -> str:
+    """A copy of the list, with the same time of change."""
+    return str(shutil.copy2(listed, tmp_path / "list.parquet"))
+
+
+@pytest.fixture(scope="module")
 def settings() -> DownloadSettings:
     return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1, retries=0
     )
 
 
-FAILING = {3: 503, 4: 404, 21: 429, 22: 500, 39: 503}
-"""Rows of two shards; one of them fails for good."""
+@pytest.fixture(scope="module")
+def finished(
+    flaky_server: FlakyServer, listed: Path, settings: DownloadSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished download in which only the row fails that always does."""
+    flaky_server.status = dict(LASTING)
+    folder = tmp_path_factory.mktemp("finished") / "images"
+    download(str(listed), str(folder), settings)
+    return folder
 
 
 @pytest.fixture
-def expected(
-    flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path, folder_bytes: FolderBytes
-) -> dict[str, bytes]:
-    """What a run gives in which only the one row fails that always does."""
-    flaky.status = {4: 404}
-    download(source, str(tmp_path / "expected"), settings)
-    return folder_bytes(tmp_path / "expected")
+def expected(finished: Path, folder_bytes: FolderBytes) -> dict[str, bytes]:
+    return folder_bytes(finished)
 
 
-@pytest.fixture
-def failed(flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path) -> Path:
-    """A finished download with failures, and a server that is well again."""
-    flaky.status = dict(FAILING)
-    result = download(source, str(tmp_path / "images"), settings)
+@pytest.fixture(scope="module")
+def with_failures(
+    flaky_server: FlakyServer, listed: Path, settings: DownloadSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished download with failures."""
+    flaky_server.status = dict(FAILING)
+    folder = tmp_path_factory.mktemp("failed") / "images"
+    result = download(str(listed), str(folder), settings)
     assert result.counts == {"success": 45, "http_5xx": 3, "http_429": 1, "http_4xx": 1}
-    flaky.status = {4: 404}
-    flaky.asked.clear()
-    return tmp_path / "images"
+    return folder
+
+
+@pytest.fixture
+def failed(with_failures: Path, flaky: FlakyServer, tmp_path: Path) -> Path:
+    """A copy of the download with failures, and a server that is well again."""
+    flaky.status = dict(LASTING)
+    return Path(shutil.copytree(with_failures, tmp_path / "images"))
 
 
 def test_only_failures_that_may_pass_are_tried_again_and_the_result_is_that_of_one_run(
-    flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
+    flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
     folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     assert download(source, str(failed), settings).done_now == 0
@@ -119,7 +128,7 @@ def test_only_failures_that_may_pass_are_tried_again_and_the_result_is_that_of_o
 
 
 def test_a_plan_counts_what_would_be_tried_again(
-    flaky: Flaky, source: str, settings: DownloadSettings, failed: Path
+    flaky: FlakyServer, source: str, settings: DownloadSettings, failed: Path
 ) -> None:
     for retry, expected in ((False, (0, 0)), (True, (2, 4))):
         plan = plan_download(source, str(failed), settings, retry_failed=retry)
@@ -131,7 +140,7 @@ def test_a_plan_counts_what_would_be_tried_again(
 
 
 def test_what_fails_again_stays_a_failure_and_costs_no_image(
-    flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
+    flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
     folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     flaky.status = dict.fromkeys(range(ROWS), 503)
@@ -144,7 +153,7 @@ def test_what_fails_again_stays_a_failure_and_costs_no_image(
 
 
 def test_an_unfinished_run_is_finished_and_tried_again_in_one(
-    flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
+    flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
     folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     (failed / "00002.tar").unlink()
@@ -161,7 +170,7 @@ class Killed(BaseException):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_kill_at_any_instant_of_a_retry_loses_no_image(
-    flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
+    flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
     folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A kill before each rename and removal, then the same again by a server that refuses what was there before."""
@@ -211,7 +220,7 @@ def test_a_kill_at_any_instant_of_a_retry_loses_no_image(
 
 @pytest.mark.slow
 def test_a_retry_on_an_object_store_gives_the_same_files(
-    flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], tmp_path: Path
+    flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     store = Store(f"memory://{tmp_path.name}")
     flaky.status = dict(FAILING)
@@ -241,7 +250,7 @@ def test_a_shard_whose_tar_and_table_disagree_is_named_and_not_tried_again(
 
 
 def test_a_collapse_stops_the_download_and_says_why_and_the_same_goes_on(
-    flaky: Flaky, source: str, settings: DownloadSettings, expected: dict[str, bytes], tmp_path: Path,
+    flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], tmp_path: Path,
     folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     watchful = settings.model_copy(update={"min_success_rate": 0.5, "success_window": 10})
@@ -261,7 +270,7 @@ def test_a_collapse_stops_the_download_and_says_why_and_the_same_goes_on(
 
 
 def test_no_collapse_is_seen_where_none_is_wanted(
-    flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path
+    flaky: FlakyServer, source: str, settings: DownloadSettings, tmp_path: Path
 ) -> None:
     careless = settings.model_copy(update={"min_success_rate": 0, "success_window": 10})
     flaky.status = dict.fromkeys(range(1, ROWS), 403)
@@ -269,7 +278,7 @@ def test_no_collapse_is_seen_where_none_is_wanted(
 
 
 def test_a_body_with_another_hash_than_the_list_has_is_not_kept(
-    flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path
+    flaky: FlakyServer, source: str, settings: DownloadSettings, tmp_path: Path
 ) -> None:
     table = pq.read_table(source)
     hashes: list[str | None] = table.column("md5").to_pylist()
@@ -298,7 +307,7 @@ def test_a_body_with_another_hash_than_the_list_has_is_not_kept(
 
 @pytest.mark.parametrize("stored", ["text", "text as bytes", "bytes"])
 def test_hashes_may_be_in_a_column_whose_name_is_ours(
-    flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path, stored: str
+    flaky: FlakyServer, source: str, settings: DownloadSettings, tmp_path: Path, stored: str
 ) -> None:
     digests = [hashlib.sha256(picture(number)) for number in range(ROWS)]
     digests[7] = hashlib.sha256(b"another body")
@@ -317,7 +326,7 @@ def test_hashes_may_be_in_a_column_whose_name_is_ours(
 
 
 def test_statistics_are_those_of_all_shards_whichever_run_made_them(
-    flaky: Flaky, source: str, settings: DownloadSettings, tmp_path: Path
+    flaky: FlakyServer, source: str, settings: DownloadSettings, tmp_path: Path
 ) -> None:
     urls: list[str | None] = pq.read_table(source).column("url").to_pylist()
     urls[5] = urls[25] = urls[26] = urls[1]

@@ -34,6 +34,11 @@ RunWithDecoders = Callable[[Callable[[Decoders], Coroutine[Any, Any, None]]], No
 ONE = SETTINGS.model_copy(update={"decode_processes": 1})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked_decoders() -> None:
+    """Nothing: the tests of this file start real processes."""
+
+
 def body(seed: int = 0, kind: str = "PNG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (60, 50, 3), dtype=np.uint8)
     file = io.BytesIO()
