@@ -30,6 +30,10 @@ TEXT, NUMBER, LIST = pa.string(), pa.int64(), pa.list_(pa.string())
         (schema_of(image=NUMBER, img=TEXT, text=NUMBER, title=TEXT), {"url_column": "img", "caption_column": "title"}),
         (schema_of(image=pa.struct({"bytes": pa.binary(), "uri": TEXT}), txt=TEXT), {"url_column": "image.uri"}),
         (schema_of(location=TEXT, captain=TEXT), {}),
+        (
+            schema_of(**{"Image Link": TEXT, "Alt-Text": TEXT}),
+            {"url_column": "Image Link", "caption_column": "Alt-Text"},
+        ),
     ],
 )
 def test_common_names_of_columns_that_hold_text_are_guessed(schema: pa.Schema, guessed: dict[str, str]) -> None:
