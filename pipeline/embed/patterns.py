@@ -37,6 +37,8 @@ def locate(url: str) -> tuple[Store, list[str] | None]:
         InputError: the pattern matches no file, or one of the files that it names does not exist.
     """
     store = Store(url)
+    if "://" in url and _is_pattern(url):
+        _require_bucket(url)
     if _is_pattern(url) and not store.fs.exists(store.root):
         return _expand(url)
     if url.lower().endswith(_FILE_EXTENSIONS) and not store.fs.isdir(store.root):
@@ -52,13 +54,27 @@ def _has_wildcard(name: str) -> bool:
     return re.search(r"[*?]|\[[^/]+\]", name) is not None
 
 
-def _expand(url: str) -> tuple[Store, list[str]]:
+def _plain_part(url: str) -> str:
+    """Return the part of a pattern before its first special character."""
     first = re.search(r"[{*?]|\[(?=[^/]+\])", url)
     assert first is not None
-    folder = url[: first.start()].rpartition("/")[0]
-    under = f"{folder}/" if "/" in url[: first.start()] else ""
-    if folder.endswith((":", ":/")):
+    return url[: first.start()]
+
+
+def _require_bucket(url: str) -> None:
+    """Check that the bucket of a remote pattern contains no special characters.
+
+    Raises:
+        InputError: the bucket is part of the pattern.
+    """
+    if _plain_part(url).rpartition("/")[0].endswith((":", ":/")):
         raise InputError(f"{url}: the bucket or host must not be part of the pattern; name it, and use braces after it")
+
+
+def _expand(url: str) -> tuple[Store, list[str]]:
+    plain = _plain_part(url)
+    folder = plain.rpartition("/")[0]
+    under = f"{folder}/" if "/" in plain else ""
     store = Store(under or ".")
     names = list(itertools.islice(expand_braces(url[len(under) :]), _MAX_NAMES + 1))
     if len(names) > _MAX_NAMES:

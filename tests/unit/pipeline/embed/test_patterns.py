@@ -99,3 +99,9 @@ def test_brackets_that_are_no_set_stand_for_themselves(tmp_path: Path) -> None:
     assert locate(f"{folder}/a[z-a]*.tar")[1] == ["a[z-a]0.tar"]
     assert locate(f"{folder}/b[]*.tar")[1] == ["b[]1.tar"]
     assert locate(f"{folder}/d [1].tar")[1] == ["d [1].tar"]
+
+
+def test_a_pattern_of_buckets_is_refused_before_any_request() -> None:
+    for pattern in ("s3://{a,b}/x.tar", "s3://bucket-*/x.tar", "memory://{a,b}.tar"):
+        with pytest.raises(InputError, match="the bucket or host must not be part of the pattern"):
+            locate(pattern)
