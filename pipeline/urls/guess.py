@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from ..contract.arrow.types import is_bytes, is_text
 from ..errors import InputError
+from ..yaml_text import PlainScalar, read_yaml
 from .nested import field_names, field_type, is_list
 from .settings import UrlListSettings
 
@@ -110,8 +112,20 @@ def _advice(setting: str, nearest: str | None, guessed: Mapping[str, str]) -> st
         none = ", or null for none; a prior needs captions" if setting == "caption_column" else ""
         return f"`--set download.{setting}=NAME`{none}"
     columns = {**guessed, setting: nearest}
-    options = " ".join(f"--set {shlex.quote(f'download.{name}={column}')}" for name, column in columns.items())
+    options = " ".join(
+        f"--set {shlex.quote(f'download.{name}={_yaml_text(column)}')}" for name, column in columns.items()
+    )
     return f"`{options}`" + (", or `--guess-columns`" if columns == guessed else "")
+
+
+def _yaml_text(name: str) -> str:
+    """Return a column name as YAML, as a value of `--set`. It is quoted if YAML would read it as something else."""
+    try:
+        value = read_yaml(name)
+    except InputError:
+        value = None
+    is_plain = isinstance(value, PlainScalar) and value.text == name
+    return name if is_plain else json.dumps(name, ensure_ascii=False)
 
 
 def shortened(name: str) -> str:

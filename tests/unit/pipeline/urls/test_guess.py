@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls.guess import guess_columns, require_column, shortened
 from priorkit.pipeline.urls.settings import UrlListSettings
+from priorkit.pipeline.yaml_text import read_yaml
 
 
 def schema_of(**kinds: pa.DataType) -> pa.Schema:
@@ -64,6 +66,9 @@ def test_the_error_has_the_options_that_work() -> None:
         "did you mean 'image.url'? The list has 'image', 'caption' (`--set download.url_column=image.url`"
         in message(nested)
     )
+    for name in ("url ", " URL", "url\t"):  # YAML strips whitespace around a value
+        _, option = shlex.split(message(schema_of(**{name: TEXT})).split("`")[1])
+        assert read_yaml(option.removeprefix("download.url_column=")) == name
     assert "`--set 'download.url_column=image url'`" in message(schema_of(**{"image url": TEXT}), "image-url")
 
 
