@@ -21,7 +21,7 @@ _WORDS = {
 """Words in a name that show the role of the embeddings, by role."""
 _OWN_FOLDERS = {"failures", "inputs", "replacing", "selections", "shards", "stats", "token_states"}
 """Folders with files of priorkit that are not embeddings or metadata."""
-_SHOWN = 6
+MAX_SHOWN = 6
 """Maximum number of names listed in a message."""
 
 
@@ -48,12 +48,14 @@ class Contents:
     plain_tables: tuple[str, ...]
     """Names of the Parquet files without columns of embeddings."""
     store: Store
+    only: str | None = None
+    """Name of the single file to consider; None for all files."""
 
     def named(self) -> str:
         """Return the names of the candidates, for messages."""
         names = sorted({candidate.name for candidate in self.candidates})
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        return f"{', '.join(names[:_SHOWN])}{more}"
+        more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+        return f"{', '.join(names[:MAX_SHOWN])}{more}"
 
 
 def list_contents(store: Store, only: str | None = None) -> Contents:
@@ -90,7 +92,7 @@ def list_contents(store: Store, only: str | None = None) -> Contents:
             merged = (*(known.files if known is not None else ()), *files)
             candidates = [c for c in candidates if c is not known] + [Candidate(column, store, merged, column)]
     plain = [name for name in tables if name not in with_vectors]
-    return Contents(tuple(candidates), tuple(tables), tuple(plain), store)
+    return Contents(tuple(candidates), tuple(tables), tuple(plain), store, only)
 
 
 def natural(name: str) -> list[int | str]:
@@ -145,13 +147,17 @@ def find(contents: Contents, value: str) -> Candidate | None:
 
 
 def _example(contents: Contents) -> str:
-    """Return options that name a source and a target, for a message. They belong together as far as names show."""
+    """Return options that name a source and a target, for a message. They belong together as far as names show.
+
+    If there is only one candidate, only a target is named.
+    """
     names = [candidate.name for candidate in contents.candidates]
     targets = [name for name in names if role_of(name) == "target"] or names
     target = targets[0]
-    others = [name for name in names if role_of(name) == "source"] or [name for name in names if name != target]
+    rest = [name for name in names if name != target]
+    others = [name for name in rest if role_of(name) == "source"] or rest
     shared = sorted(others, key=lambda name: -len(_common_start(name, target)))
-    return f"--source {shared[0] if shared else 'NAME'} --target {target}"
+    return f"--source {shared[0]} --target {target}" if shared else f"--target {target}"
 
 
 def example_options(contents: Contents) -> str:

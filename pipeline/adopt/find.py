@@ -11,7 +11,7 @@ from ..contract.file_stamps import stamps
 from ..contract.manifest import embedding_shard_name, fingerprint
 from ..contract.storage import Store, open_location
 from ..errors import InputError, SettingsError
-from .candidates import Candidate, Contents, choose, example_options, find, list_contents, natural, role_of
+from .candidates import MAX_SHOWN, Candidate, Contents, choose, example_options, find, list_contents, natural, role_of
 from .pairing import pair
 from .parts import Table, Vectors, describe_table, describe_vectors
 from .settings import NO_METADATA, AdoptSettings
@@ -106,6 +106,8 @@ def find_embeddings(location: str, settings: AdoptSettings) -> Found:
     target, source = _choose_roles(contents, settings)
     partners = _partners(target, source)
     tables, notes = _tables(contents, target, source, settings)
+    if source is None and (unused := sorted({each.name for each in contents.candidates} - {target.name})):
+        notes.append(f"embeddings that are not used: {', '.join(unused[:MAX_SHOWN])}")
     vectors = [_described(candidate) for candidate in (target, source) if candidate is not None]
     footers = dict(zip(tables.values(), _threaded(lambda key: describe_table(*key), tables.values()), strict=True))
     sets = []
@@ -138,6 +140,11 @@ def _choose_roles(contents: Contents, settings: AdoptSettings) -> tuple[Candidat
         if value is not None:
             chosen[role] = find(contents, value) or _elsewhere(contents, role, value)
     if not contents.candidates and "target" not in chosen:
+        if contents.only is not None:
+            raise InputError(
+                f"{url}/{contents.only} holds no embeddings: it is no .npy or .npz file, and no table (*.parquet) with "
+                "columns of floating-point lists"
+            )
         raise InputError(
             f"{url} holds no embeddings: no .npy or .npz files, and no tables with columns of floating-point lists"
         )
@@ -147,9 +154,10 @@ def _choose_roles(contents: Contents, settings: AdoptSettings) -> tuple[Candidat
         if target is None and settings.source is None and len(rest) == 1 and role_of(rest[0].name) is None:
             target = rest[0]
         if target is None:
+            kinds = "" if len(rest) > 1 else " (columns of whole numbers or bytes are no embeddings)"
             raise InputError(
-                f"{url} holds embeddings named {contents.named()}, and it is not clear which is the target; name it, "
-                f"such as {example_options(contents)}"
+                f"{url} holds embeddings named {contents.named()}{kinds}, and it is not clear which is the target; "
+                f"name it, such as {example_options(contents)}"
             )
         chosen["target"] = target
     if "source" not in chosen and (source := choose(contents, "source")) is not None and source != chosen["target"]:

@@ -17,6 +17,7 @@ from ..contract.arrow.columns import decoded
 from ..contract.arrow.parquet import open_parquet
 from ..contract.arrow.types import is_list_view, plain_type
 from ..contract.vectors.arrays import read_array_start
+from ..contract.vectors.rules import row_fault
 from ..errors import InputError
 from .parts import STREAM_BYTES, Table, Vectors, open_member
 
@@ -149,6 +150,19 @@ def read_batches(part: Vectors | Table, columns: list[str], first: int, count: i
     except (pa.ArrowException, OSError) as error:
         where = f"{part.store.url}/{part.name}"
         raise InputError(f"{where} is damaged at row {row:,} ({error}); fetch it again") from error
+
+
+def vector_fault(part: Vectors, embed: np.ndarray, norm: float) -> str:
+    """Return the reason why an embedding is refused, as a phrase for a message.
+
+    Args:
+        part: file that the embedding was read from.
+        embed: the embedding `[D]`, from `read_vectors`.
+        norm: L2 norm of the embedding.
+    """
+    if part.name.endswith(".parquet") and np.isnan(embed).all():
+        return f"is null, or does not have {part.dim} values"
+    return row_fault(embed, norm)
 
 
 def _matrix(column: pa.ChunkedArray, dim: int) -> np.ndarray:

@@ -18,13 +18,13 @@ from ..contract.commit import ShardCommit
 from ..contract.hashing import HashingFile
 from ..contract.manifest import READ_BLOCK_ROWS, Manifest, ShardRecord
 from ..contract.storage import Store
-from ..contract.vectors.rules import WORDS, judge_norms, row_fault, row_norms
+from ..contract.vectors.rules import WORDS, judge_norms, row_norms
 from ..errors import InputError
 from .find import AdoptTask, FileSet
 from .parts import Vectors
 from .rows import MadeRows, TableColumns, TableRows, choose_columns
 from .settings import AdoptSettings
-from .vectors import block_rows, read_vectors
+from .vectors import block_rows, read_vectors, vector_fault
 
 NORM_COLUMNS = {"img_emb": "image_norm", "text_emb": "text_norm"}
 """Metadata column with the norms before normalisation, by kind of embedding, as `embed` writes them."""
@@ -183,8 +183,8 @@ class AdoptWorker:
             for kind, embeds in block.embeds.items():
                 norms = block.norms[kind]
                 for at in np.flatnonzero(~(np.isfinite(norms) & (norms > 0))):
-                    reason = f"{INVALID}: the {WORDS[kind]} embedding {row_fault(embeds[at], norms[at])}"
-                    faults.setdefault(block.first + int(at), reason)
+                    fault = vector_fault(task.files.parts[kind], embeds[at], norms[at])
+                    faults.setdefault(block.first + int(at), f"{INVALID}: the {WORDS[kind]} embedding {fault}")
         return faults
 
 
@@ -255,10 +255,8 @@ def _require_norms(
         "--normalise scales each to norm 1, and keeps the norms in the metadata" if usable
         else "--skip-invalid leaves such rows out, and lists them"
     )  # fmt: skip
-    raise InputError(
-        f"{part.title}, row {int(rows[at])}: the {WORDS[kind]} embedding {row_fault(embeds[at], float(norms[at]))}; "
-        f"{advice}"
-    )
+    fault = vector_fault(part, embeds[at], float(norms[at]))
+    raise InputError(f"{part.title}, row {int(rows[at])}: the {WORDS[kind]} embedding {fault}; {advice}")
 
 
 class _ShardFiles:

@@ -154,9 +154,11 @@ def require_success(result: StageResult, output: str, diagnosis: str = "") -> No
     Raises:
         InputError: no row succeeded. The message lists the outcomes, most frequent first.
     """
+    if not any(result.counts.values()):
+        raise InputError(f"{result.folder}: no row gave {output}, because the input has none; name another input")
     if result.counts.get("success", 0) == 0:
         outcomes = sorted(result.counts.items(), key=lambda item: -item[1])
-        named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes) or "there were none"
+        named = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes)
         why = f"; {diagnosis}" if diagnosis else ""
         raise InputError(
             f"{result.folder}: no row gave {output} ({named}){why}. Its files name each; fix the cause, "

@@ -73,7 +73,7 @@ def list_files(fs: Any, root: str, under: str = "") -> list[str]:
         under: subfolder of `root` to list; empty lists all of `root`.
 
     Raises:
-        InputError: a local folder cannot be listed, for example because it is not readable.
+        InputError: the folder cannot be listed, for example because it is not readable, or no bucket is named.
     """
     return list(describe_files(fs, root, under, details=False))
 
@@ -104,7 +104,11 @@ def describe_files(fs: Any, root: str, under: str = "", *, details: bool = True)
     fs.invalidate_cache()
     if not fs.isdir(folder):
         return {}
-    entries = fs.find(folder, detail=True)
+    try:
+        entries = fs.find(folder, detail=True)
+    except ValueError as error:  # s3fs raises it if no bucket is named
+        url = fs.unstrip_protocol(folder)
+        raise InputError(f"{url}: this location cannot be listed ({error}); name a bucket or a folder in it") from error
     paths = [path for path in sorted(entries) if entries[path].get("type") != "directory"]
     names = {path[len(base) :].lstrip("/"): path for path in paths}
     return {name: entries[path] if details else {} for name, path in names.items() if is_data(name)}

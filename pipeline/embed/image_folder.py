@@ -144,12 +144,22 @@ def _json_table(file: BinaryIO) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Convert JSON values to an Arrow array. Values of different types are converted to text."""
+    """Convert JSON values to an Arrow array.
+
+    If some values are text and others lists of text, all become lists. Other values of different types become text.
+    """
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):  # JSON may contain lone surrogates
+        if any(isinstance(value, list) for value in values) and all(map(_is_text_or_texts, values)):
+            lists = ([value] if isinstance(value, str) else value for value in values)
+            return pa.array([each and [text and _text(text) for text in each] for each in lists])
         texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
         return pa.array([None if text is None else _text(text) for text in texts], pa.string())
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    return all(text is None or isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
 
 
 def _text(value: str) -> str:

@@ -1,6 +1,7 @@
 """Location of the input: a folder, a single tar or table, or a pattern that names several of them.
 
-A pattern contains braces, such as `train-{0000..0012}.tar` or `{a,b}.tar`, or the wildcards `*` and `?`.
+A pattern contains braces, such as `train-{0000..0012}.tar` or `{a,b}.tar`, or the wildcards `*`, `?`
+and `[...]`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def locate(url: str) -> tuple[Store, list[str] | None]:
         InputError: the pattern matches no file, or one of the files that it names does not exist.
     """
     store = Store(url)
+    if "://" in url and _is_pattern(url):
+        _require_bucket(url)
     if _is_pattern(url) and not store.fs.exists(store.root):
         return _expand(url)
     if url.lower().endswith(_FILE_EXTENSIONS) and not store.fs.isdir(store.root):
@@ -48,16 +51,30 @@ def _is_pattern(url: str) -> bool:
 
 
 def _has_wildcard(name: str) -> bool:
-    return "*" in name or "?" in name
+    return re.search(r"[*?]|\[[^/]+\]", name) is not None
+
+
+def _plain_part(url: str) -> str:
+    """Return the part of a pattern before its first special character."""
+    first = re.search(r"[{*?]|\[(?=[^/]+\])", url)
+    assert first is not None
+    return url[: first.start()]
+
+
+def _require_bucket(url: str) -> None:
+    """Check that the bucket of a remote pattern contains no special characters.
+
+    Raises:
+        InputError: the bucket is part of the pattern.
+    """
+    if _plain_part(url).rpartition("/")[0].endswith((":", ":/")):
+        raise InputError(f"{url}: the bucket or host must not be part of the pattern; name it, and use braces after it")
 
 
 def _expand(url: str) -> tuple[Store, list[str]]:
-    first = re.search(r"[{*?]", url)
-    assert first is not None
-    folder = url[: first.start()].rpartition("/")[0]
-    under = f"{folder}/" if "/" in url[: first.start()] else ""
-    if folder.endswith((":", ":/")):
-        raise InputError(f"{url}: the bucket or host must not be part of the pattern; name it, and use braces after it")
+    plain = _plain_part(url)
+    folder = plain.rpartition("/")[0]
+    under = f"{folder}/" if "/" in plain else ""
     store = Store(under or ".")
     names = list(itertools.islice(expand_braces(url[len(under) :]), _MAX_NAMES + 1))
     if len(names) > _MAX_NAMES:
@@ -103,7 +120,23 @@ def _choices(group: str) -> Iterator[str] | None:
 
 
 def _to_regex(pattern: str) -> str:
-    """Convert a pattern to a regular expression. `*` and `?` match within a folder, and `**` across folders."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    """Convert a pattern to a regular expression. `*` and `?` match within a folder, and `**` across folders.
+
+    `[...]` matches one of the characters in the brackets; `[!...]` matches any other character.
+    """
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^/]+?\])", pattern)
     meanings = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(meanings.get(part) or re.escape(part) for part in parts)
+    return "".join(meanings.get(part) or _set_to_regex(part) or re.escape(part) for part in parts)
+
+
+def _set_to_regex(part: str) -> str | None:
+    """Convert a set of characters such as `[0-9a]` or `[!x]` to a regular expression; None if it is no valid set."""
+    if not (part.startswith("[") and part.endswith("]") and len(part) > 2):
+        return None
+    inner = re.sub(r"([\\\[\]^&~|])", r"\\\1", part[1:-1].removeprefix("!"))
+    converted = f"(?!/)[{'^' if part[1] == '!' else ''}{inner}]"
+    try:
+        re.compile(converted)
+    except re.error:
+        return None
+    return converted

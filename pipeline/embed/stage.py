@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from ..clip.encoder import clip_location, clip_source, load_encoder
+from ..clip.encoder import check_clip, clip_location, clip_source, load_encoder
 from ..clip.identity import clip_difference, is_same_clip
 from ..compute.device import describe_device, resolve, with_gpus
 from ..compute.settings import ComputeSettings
@@ -220,6 +220,8 @@ def plan_embed(
     plan = _plan(store, settings, earlier or manifest, tasks, measured)
     if not plan.pending_units:
         return plan
+    if measured is None:
+        check_clip(settings.clip)  # the estimate passes over models that do not exist
     seconds = estimate_seconds(settings) if measured is None else measured.seconds_per_sample
     basis: TimeBasis = "estimate" if measured is None else "measured"
     return replace(plan, seconds=plan.pending_rows * seconds / compute.workers, time_basis=basis)

@@ -21,6 +21,9 @@ from ..errors import InputError, SettingsError
 _READ_ROWS = 256
 """Number of rows decoded at a time. It is small because a row may contain an image of several megabytes."""
 
+_CAPTION_NAMES = {"caption", "text", "txt", "alt", "title", "prompt"}
+"""Names of columns that are proposed first if the column of captions is missing."""
+
 
 @dataclass(frozen=True)
 class TableShard:
@@ -261,9 +264,13 @@ def _check_columns(schema: pa.Schema, path: str, caption_column: str | None, ima
         if column is None:
             continue
         if column not in schema.names:
+            usable = [field.name for field in schema if fits(field.type) and field.name != "key"]
+            usable.sort(key=lambda name: name.lower() not in _CAPTION_NAMES)
+            more = " or another of them" if usable[1:] else ""
+            advice = f"set embed.{setting}={usable[0]}{more}; " if usable else ""
             raise SettingsError(
-                f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; to embed "
-                f"without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
+                f"embed.{setting}={column}: {path} has no such column; it has {', '.join(schema.names)}; {advice}"
+                f"to embed without, embed.{setting.partition('_')[0].replace('caption', 'text')}=false"
             )
         kind = schema.field(column).type
         if not fits(kind) and not pa.types.is_null(kind):  # an all-null column is accepted; its rows fail one by one

@@ -37,6 +37,15 @@ def open_foreign(store: Store) -> FolderShards | None:
         headers = dict(zip(names, read, strict=True))
     first = first_files(pairs.values(), headers)
     shards = []
+    dims = {
+        kind: {headers[files[kind]].embed_dim for files in pairs.values() if kind in files}
+        for kind in ("img_emb", "text_emb")
+    }
+    if all(len(each) == 1 for each in dims.values()) and dims["img_emb"] != dims["text_emb"]:
+        raise InputError(
+            f"{store.url}: text_emb holds embeddings of {min(dims['text_emb'])}, img_emb of {min(dims['img_emb'])}, so "
+            f"they are not of one CLIP; adopt them as two spaces: `priorkit adopt {store.url} NEW --not-clip NAME`"
+        )
     for files in pairs.values():
         for _, fault in shard_faults(store.url, files, headers, first):
             raise InputError(fault)

@@ -198,6 +198,8 @@ def _as_text(source: str, schema: pa.Schema, wanted: Mapping[str, str], stored: 
         if not is_text(kind) and not is_bytes(kind):
             inner = next((name for name in field_names(stored) if name.startswith(f"{column}.")), None)
             example = f", such as {shortened(inner)}" if inner is not None else ""
+            if inner is None and setting == "url_column" and is_list(kind) and is_text(kind.value_type):
+                example = ", or write a row for each of its URLs"
             raise InputError(f"{source}: column {column!r} holds {kind}, not text: set {setting} to another{example}")
         schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
     return schema

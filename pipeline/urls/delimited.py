@@ -36,6 +36,19 @@ _WHOLE_URL = re.compile(r"\s*[a-z0-9+]+://\S+\s*", re.IGNORECASE)
 """Regular expression for a field that contains a URL and nothing else."""
 
 
+_REWRITE = (
+    "write it with commas, such as by `python3 -c 'import csv, sys; csv.writer(sys.stdout).writerows("
+    """csv.reader(sys.stdin, delimiter="%s"))' < OLD.csv > NEW.csv`"""
+)
+_OTHER_SEPARATORS = {
+    "\t": "rename it, so that its name ends in .tsv",
+    ";": _REWRITE % ";",
+    "|": _REWRITE % "|",
+    ",": "rename it, so that its name ends in .csv",
+}
+"""What to do about a file that uses another separator than the delimiter of its format, by separator."""
+
+
 def looks_like_url(text: str) -> bool:
     """Return True if a field contains a URL rather than a name or a caption."""
     return "://" in text or text.lstrip().startswith("www.")
@@ -80,6 +93,24 @@ class GivenNames:
 def _shown(fields: Sequence[str]) -> str:
     text = ",".join(fields)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _require_delimiter(text: str, delimiter: str) -> None:
+    """Check that the fields of a row are not separated by another character than the delimiter of the format.
+
+    A row that contains a URL and no tab is checked only for captions, because a URL may contain the other separators.
+
+    Raises:
+        RowsError: the row has no delimiter, and another separator divides it into fields.
+    """
+    if delimiter in text:
+        return
+    for other, fix in _OTHER_SEPARATORS.items():
+        fields = text.split(other)
+        if len(fields) < 2 or (other != "\t" and "://" in text and not any(" " in field.strip() for field in fields)):
+            continue
+        shown = "tabs" if other == "\t" else repr(other)
+        raise RowsError(f"its fields are separated by {shown}; {fix}")
 
 
 def read_delimited(
@@ -267,12 +298,13 @@ class _Block:
         Return an empty list if the block has no complete row.
 
         Raises:
-            RowsError: the first row does not fit the given names.
+            RowsError: the first row does not fit the given names, or its fields are separated by another character.
         """
         if not len(self._starts):
             return []
         start, end = int(self._starts[0]), int(self._starts[1]) if len(self._starts) > 1 else self.end
         text = self.data[start:end].decode("utf-8", "replace").rstrip("\r\n")
+        _require_delimiter(text, self._delimiter)
         fields = next(csv.reader([text], delimiter=self._delimiter)) if self._quoting else text.split(self._delimiter)
         if given is not None:
             given.require_fit(fields)

@@ -28,7 +28,7 @@ from .addresses import ListFile
 from .compressed import COMPRESSION_ERRORS, MAGIC_BYTES, compression_of, open_compressed
 from .count import FileCount, RowsError
 from .delimited import GivenNames, looks_like_url, read_delimited
-from .json_stream import column_rows, json_shape, json_values, rows_under_key
+from .json_stream import column_rows, json_shape, json_values, rows_of_values, rows_under_key
 from .plain_rows import BATCH_ROWS, json_lines, lines, to_batches
 from .remote import open_address
 from .settings import UrlListSettings
@@ -285,7 +285,8 @@ def _json_rows(file: ListFile, url_column: str) -> Iterator[Any]:
         if kind == "key":
             yield from rows_under_key(text, key)
         else:
-            yield from column_rows(text) if kind == "columns" else json_values(text)
+            readers = {"rows": json_values, "columns": column_rows, "values": rows_of_values}
+            yield from readers[kind](text)
 
 
 class _Readable(io.RawIOBase):

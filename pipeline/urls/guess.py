@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 
 from ..contract.arrow.types import is_bytes, is_text
 from ..errors import InputError
+from ..yaml_text import PlainScalar, read_yaml
 from .nested import field_names, field_type, is_list
 from .settings import UrlListSettings
 
@@ -58,10 +61,15 @@ def _guess(setting: str, schema: pa.Schema) -> str | None:
         if setting == "caption_column" and kind is not None and is_list(kind):
             kind = kind.value_type
         if kind is not None and (is_text(kind) or is_bytes(kind)):
-            by_name.setdefault(name.strip().lower(), name)
+            by_name.setdefault(_canonical(name), name)
     # columns take precedence over fields of structs, which are recognised by the last part of their names
     by_field = {name.rpartition(".")[2]: original for name, original in reversed(by_name.items()) if "." in name}
     return next((found[name] for found in (by_name, by_field) for name in _SYNONYMS[setting] if name in found), None)
+
+
+def _canonical(name: str) -> str:
+    """Return a name in lower case, with underscores in place of spaces and hyphens: `image_url` for `Image URL`."""
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
 
 def require_column(column: str, setting: str, schema: pa.Schema, source: str, settings: UrlListSettings) -> None:
@@ -104,8 +112,20 @@ def _advice(setting: str, nearest: str | None, guessed: Mapping[str, str]) -> st
         none = ", or null for none; a prior needs captions" if setting == "caption_column" else ""
         return f"`--set download.{setting}=NAME`{none}"
     columns = {**guessed, setting: nearest}
-    options = " ".join(f"--set {shlex.quote(f'download.{name}={column}')}" for name, column in columns.items())
+    options = " ".join(
+        f"--set {shlex.quote(f'download.{name}={_yaml_text(column)}')}" for name, column in columns.items()
+    )
     return f"`{options}`" + (", or `--guess-columns`" if columns == guessed else "")
+
+
+def _yaml_text(name: str) -> str:
+    """Return a column name as YAML, as a value of `--set`. It is quoted if YAML would read it as something else."""
+    try:
+        value = read_yaml(name)
+    except InputError:
+        value = None
+    is_plain = isinstance(value, PlainScalar) and value.text == name
+    return name if is_plain else json.dumps(name, ensure_ascii=False)
 
 
 def shortened(name: str) -> str:
@@ -116,7 +136,8 @@ def shortened(name: str) -> str:
 def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | None:
     """Return the column that the user probably meant instead of a missing one, or None if no column is similar.
 
-    The returned name differs from `column` only in case, is a common name for the setting, or has a similar spelling.
+    The returned name differs from `column` only in case or separators, is a common name for the setting, or has a
+    similar spelling.
 
     Args:
         column: configured name, which is missing.
@@ -125,10 +146,11 @@ def _suggestion(column: str, setting: str, available: Sequence[str]) -> str | No
     """
     by_case: dict[str, str] = {}
     for name in available:
-        by_case.setdefault(name.strip().lower(), name)
+        by_case.setdefault(_canonical(name), name)
     common = _SYNONYMS.get(setting, ())
-    candidates = [column.strip().lower(), *common]
-    similar = difflib.get_close_matches(column.lower(), by_case, n=1, cutoff=0.8)
-    if column.lower() not in common:
+    wanted = _canonical(column)
+    candidates = [wanted, *common]
+    similar = difflib.get_close_matches(wanted, by_case, n=1, cutoff=0.8)
+    if wanted not in common:
         candidates[1:1] = similar
     return next((by_case[name] for name in [*candidates, *similar] if name in by_case), None)

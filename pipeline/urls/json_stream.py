@@ -112,8 +112,16 @@ class JsonStream:
 
     def items(self) -> Iterator[Any]:
         """Yield the values of a list up to its closing bracket. Its opening bracket has already been skipped."""
-        while self.peek() != "]":
-            yield self._decode()
+        for number in itertools.count(1):
+            if (start := self.peek()) == "]":
+                break
+            if not start:
+                raise RowsError(f"the file ends within a list, after value {number - 1:,}")
+            try:
+                yield self._decode()
+            except json.JSONDecodeError as error:
+                problem = error.msg.removesuffix(" at")
+                raise RowsError(f"value {number:,} of a list is no JSON: {problem}, or the file ends in it") from error
         self._position += 1
 
     def object_keys(self) -> Iterator[str]:
@@ -168,9 +176,9 @@ def json_values(file: TextIO) -> Iterator[Any]:
 class JsonShape:
     """Arrangement of the rows in a JSON file that begins with an object."""
 
-    kind: Literal["rows", "key", "columns"]
-    """`rows` if each object is a row, `key` if the rows are in a list under a key of the only object, or `columns` if
-    each key of the only object has the values of one column."""
+    kind: Literal["rows", "key", "columns", "values"]
+    """`rows` if each object is a row, `key` if the rows are in a list under a key of the only object, `columns` if each
+    key of the only object has the values of one column, or `values` if each of its keys has one row."""
     key: str = ""
     """Key of the list of rows."""
 
@@ -180,7 +188,8 @@ def json_shape(file: TextIO, url_column: str) -> JsonShape:
 
     A file with several values has one row per value. An object that contains a URL is a row itself. In any other
     object, the rows are in the first list of objects that have the URL column, or else in the first list of objects. An
-    object without such a list has lists or objects as columns.
+    object without such a list has lists or objects as columns. If it has several objects, each with a URL, they are
+    rows.
 
     Args:
         file: text file, positioned at its start.
@@ -202,8 +211,10 @@ def _is_url(key: str, value: Any, url_column: str) -> bool:
 def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
     table: JsonShape | None = None
     has_columns = False
+    values, rows = 0, 0
     stream.expect("{")
     for key in stream.object_keys():
+        values += 1
         start = stream.peek()
         if start in ("[", "{") and key == url_column:
             return JsonShape("columns")
@@ -217,12 +228,16 @@ def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
             for _ in stream.items():
                 pass
         elif stream.skip("{"):
+            has_url = False
             for position, label in enumerate(stream.object_keys()):
                 has_columns |= position == 0 and label == "0"  # as pandas labels the rows of each column
-                stream.value()
+                has_url |= _is_url(label, stream.value(), url_column)
+            rows += has_url
         elif _is_url(key, stream.value(), url_column):
             return JsonShape("rows")
-    return table or JsonShape("columns" if has_columns else "rows")
+    if table is not None or has_columns:
+        return table or JsonShape("columns")
+    return JsonShape("values" if rows == values > 1 else "rows")
 
 
 def _has_field(value: Any, name: str) -> bool:
@@ -247,6 +262,19 @@ def rows_under_key(file: TextIO, key: str) -> Iterator[Any]:
             yield from stream.items()
         else:
             stream.pass_value()
+    stream.require_end("object")
+
+
+def rows_of_values(file: TextIO) -> Iterator[Any]:
+    """Yield the rows of a file that contains one object, in which each key has one row. The keys are left out.
+
+    Raises:
+        ValueError: the file is not valid JSON, or text follows the end of the object.
+    """
+    stream = JsonStream(file)
+    stream.expect("{")
+    for _ in stream.object_keys():
+        yield stream.value()
     stream.require_end("object")
 
 

@@ -102,7 +102,9 @@ def to_batches(rows: Iterator[Any], count: FileCount) -> Iterator[pa.RecordBatch
         if isinstance(row, str):
             row = {"url": row}
         if not isinstance(row, dict):
-            raise RowsError(f"each row must be a URL, or an object with a key for each column, got {row!r:.80}")
+            raise RowsError(
+                f"row {count.rows:,}: expected a URL, or an object with a key for each column, got {row!r:.80}"
+            )
         batch.append(row)
         if len(batch) == BATCH_ROWS:
             names = names or _keys(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import threading
 import tokenize
 from dataclasses import dataclass
@@ -108,12 +109,24 @@ def _read_layout(store: Store, name: str, file: BinaryIO) -> ArrayLayout:
     if not shape or dtype.hasobject:
         raise _not_an_array(store, name, f"shape {shape} of {dtype}")
     if fortran_order and len(shape) > 1:
-        raise InputError(f"{store.url}/{name} is in Fortran's order, which cannot be read by rows; save it in C's")
+        raise InputError(
+            f"{store.url}/{name} is in Fortran's order, which cannot be read by rows; save it in C's"
+            f"{_save_command(store, name, 'np.ascontiguousarray(a)')}"
+        )
     if not dtype.isnative:
         raise InputError(
             f"{store.url}/{name} is of {dtype}, in another machine's order of bytes; save it in this one's"
+            f"{_save_command(store, name, 'a.astype(a.dtype.newbyteorder())')}"
         )
     return ArrayLayout(shape[0], shape[1:], dtype, file.tell())
+
+
+def _save_command(store: Store, name: str, expression: str) -> str:
+    """Return the command that replaces a local array by an expression of it, for a message; empty if it is remote."""
+    if "://" in store.url:
+        return ""
+    code = f"import numpy as np; p = {store.path(name)!r}; a = np.load(p); np.save(p, {expression})"
+    return f": `python3 -c {shlex.quote(code)}`"
 
 
 def read_rows(store: Store, name: str, layout: ArrayLayout, first: int, target: np.ndarray) -> None:

@@ -78,6 +78,26 @@ def test_what_is_not_clear_is_asked_for(values: dict[str, str], message: str, tm
         found(tmp_path, **values)
 
 
+def test_one_candidate_for_the_source_is_proposed_as_the_target(tmp_path: Path) -> None:
+    save_table(tmp_path / "a.parquet", image_embedding=[[1, 2]] * 2, text_embedding=[[0.5, 0.5]] * 2)
+    with pytest.raises(InputError, match=r"bytes are no embeddings\), .* such as --target text_embedding$"):
+        found(tmp_path)
+    assert found(tmp_path, target="text_embedding")[:2] == ("text_embedding", None)
+
+
+def test_embeddings_that_are_not_used_are_noted(tmp_path: Path) -> None:
+    save(tmp_path / "image.npy", units(ROWS, 6))
+    save(tmp_path / "sound.npy", units(ROWS, 4))
+    assert find_embeddings(str(tmp_path), settings()).notes == ("embeddings that are not used: sound",)
+    assert find_embeddings(str(tmp_path), settings(source="sound")).notes == ()
+
+
+def test_a_single_file_without_embeddings_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a\.pt holds no embeddings: it is no \.npy or \.npz file"):
+        find_embeddings(str(tmp_path / "a.pt"), settings())
+
+
 def test_counts_must_agree(tmp_path: Path) -> None:
     clip_retrieval(tmp_path)
     save(tmp_path / "text_emb/text_emb_1.npy", units(ROWS - 1))

@@ -83,8 +83,19 @@ def test_rows_that_are_left_out_are_failures_with_a_reason(tmp_path: Path) -> No
         {"key": "k3", "error": "invalid_embedding: the image embedding is all zeros"},
         {"key": "k7", "error": "invalid_embedding: the image embedding holds NaN"},
         {"key": "k11", "error": "invalid_embedding: the text embedding holds infinity"},
-        {"key": "k15", "error": "invalid_embedding: the text embedding holds NaN"},
+        {"key": "k15", "error": "invalid_embedding: the text embedding is null, or does not have 6 values"},
     ]
+
+
+def test_a_missing_or_shorter_embedding_of_a_table_is_said_so(tmp_path: Path) -> None:
+    vectors: list[list[float] | None] = [list(map(float, row)) for row in units(4, 6)]
+    vectors[1], vectors[2] = None, [1.0]
+    save_table(tmp_path / "in/a.parquet", image_embedding=vectors)
+    with pytest.raises(InputError, match=r"row 1: the image embedding is null, or does not have 6 values; --skip-inv"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert run(tmp_path / "in", tmp_path / "out", skip_invalid=True) == {"success": 2, "invalid_embedding": 2}
+    errors = pq.read_table(tmp_path / "out/failures/failures_0000.parquet")["error"].to_pylist()
+    assert errors == ["invalid_embedding: the image embedding is null, or does not have 6 values"] * 2
 
 
 def test_many_blocks_are_one_shard_with_row_groups_of_one_size(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_stage_without_success_names_the_outcomes_by_their_number() -> None:
     result = StageResult("download", "data/images", 1, 1, "shards", 1203, 1.0, {"http_4xx": 3, "timeout": 1200})
     with pytest.raises(InputError, match=r"^data/images: no row gave an image \(1,200 timeout, 3 http_4xx\); slow\."):
         require_success(result, "an image", "slow")
-    with pytest.raises(InputError, match=r"no row gave an image \(there were none\)\."):
+    with pytest.raises(InputError, match=r"no row gave an image, because the input has none; name another input"):
         require_success(dataclasses.replace(result, counts={}), "an image")
     require_success(dataclasses.replace(result, counts={"success": 1, "timeout": 5}), "an image")
 

@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from priorkit.pipeline.contract.commit import open_stage
-from priorkit.pipeline.contract.listing import is_data
+from priorkit.pipeline.contract.listing import is_data, list_files
 from priorkit.pipeline.contract.manifest import Manifest, read_manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.download.settings import DownloadSettings
@@ -146,3 +146,14 @@ def test_a_folder_of_lists_follows_the_same_rule(tmp_path: Path) -> None:
     (tmp_path / "in/a b.txt").write_text("https://example.com/a.jpg\n")
     found = open_url_list(str(tmp_path / "in"), DownloadSettings(caption_column=None))
     assert [file.path.rpartition("/in/")[2] for file in found.files] == ["a b.txt", "linked/c.txt"]
+
+
+def test_a_location_without_a_bucket_is_an_input_error() -> None:
+    class Buckets(MemoryFileSystem):  # type: ignore[misc]
+        protocol = "buckets"
+
+        def find(self, path: str, *args: Any, **options: Any) -> Any:
+            raise ValueError("Cannot traverse all of S3")
+
+    with pytest.raises(InputError, match=r"Cannot traverse all of S3\); name a bucket or a folder in it"):
+        list_files(Buckets(), "")

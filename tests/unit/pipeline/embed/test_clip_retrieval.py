@@ -16,7 +16,7 @@ from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed import clip_retrieval
 from priorkit.pipeline.embed.clip_retrieval import ClipRetrievalEngine, check_settings
-from priorkit.pipeline.embed.engines import EmbedTask, Failure, Window
+from priorkit.pipeline.embed.engines import EmbedTask, Failure, NativeEngine, Window
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import SettingsError
 
@@ -99,6 +99,35 @@ def test_rows_are_in_order_and_each_has_its_own_embedding(tmp_path: Path, tiny_c
         similarities = torch.cosine_similarity(expected[:, None], made[None].float(), dim=-1)
         assert similarities.diagonal().min() >= 0.9999
         assert similarities.argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_an_image_with_several_captions_gives_a_row_for_each(tmp_path: Path, tiny_clip: Path) -> None:
+    files = {name: PICTURES[name] for name in ("0.png", "1.png", "2.png")}
+    files["0.json"], files["1.json"] = b'{"c": ["a red square", "red"]}', b'{"c": "a green square"}'
+    files["2.json"] = b'{"c": ["blue", "a blue square", "sky"]}'
+    folder = write(tmp_path, files)
+    settings = settings_of(
+        clip=ClipSettings(model=f"local-dir:{tiny_clip}"), batch_size=2, caption_key="c", engine="native"
+    )
+    (shard,) = shards_of(folder, caption_key="c")
+    encoder, task = load_encoder(settings.encoder_settings()), EmbedTask(shard, "", None)
+    native = NativeEngine(Store(str(folder)), settings, encoder)
+    (expected,) = native.windows(task, None)
+    native.close()
+    (window,) = ClipRetrievalEngine(Store(str(folder)), settings, encoder).windows(task, None)
+    assert isinstance(window, Window)
+    assert isinstance(expected, Window)
+    assert window.captions == ["a red square", "red", "a green square", "blue", "a blue square", "sky"]
+    assert (window.keys, window.places, window.captions) == (expected.keys, expected.places, expected.captions)
+    assert window.image_embed is not None
+    assert window.text is not None
+    assert expected.image_embed is not None
+    assert expected.text is not None
+    for made, other in (
+        (window.image_embed, expected.image_embed),
+        (window.text.text_embed, expected.text.text_embed),
+    ):
+        assert torch.cosine_similarity(made.float(), other.float()).min() >= 0.9999
 
 
 def test_a_long_shard_is_embedded_in_parts(tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

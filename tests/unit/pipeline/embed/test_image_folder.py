@@ -97,6 +97,12 @@ def test_several_rows_or_lists_are_several_captions(tmp_path: Path) -> None:
     assert captions(folder, caption_column="text")[0] == ("b", (b"1", b"2"))
 
 
+def test_text_in_some_rows_and_lists_in_others_are_all_captions(tmp_path: Path) -> None:
+    rows = [{"file_name": "b.jpg", "text": "1"}, {"file_name": "sub/a.PNG", "text": ["2", None, "\ud83d"]}]
+    ((b, a),) = samples_of(folder_of(tmp_path, "jsonl", rows), caption_column="text")
+    assert (b.captions, a.captions) == ((b"1",), (b"2", b"?"))
+
+
 def test_a_row_without_an_image_and_an_image_without_a_row_are_samples(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "jsonl", [ROWS[0], {"file_name": "lost/b.jpg", "text": "x"}])
     write(folder, {"other/b.jpg": b"image"})

@@ -45,6 +45,9 @@ def tars(tmp_path: Path) -> Path:
         ("{train,val}/a-{2..2}.tar", "", ["train/a-2.tar", "val/a-2.tar"]),
         ("*/a-*.tar", "", ["train/a-2.tar", "train/a-10.tar", "val/a-2.tar"]),
         ("val/**/*.tar", "val", ["a-2.tar", "deep/a-3.tar"]),
+        ("train/a-[0-9].tar", "train", ["a-2.tar"]),
+        ("train/a-[12][0-9].tar", "train", ["a-10.tar"]),
+        ("[!v]*/a-*.tar", "", ["train/a-2.tar", "train/a-10.tar"]),
         ("val/a-2.tar", "val", ["a-2.tar"]),
         ("val", "val", None),
     ],
@@ -62,7 +65,7 @@ def test_a_relative_pattern_is_found_in_the_working_directory(tars: Path, monkey
 
 
 def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) -> None:
-    for name in ("a{0..1}", "b*", "x.tar"):
+    for name in ("a{0..1}", "b*", "c[0]", "x.tar"):
         (tmp_path / name).mkdir()
         assert locate(str(tmp_path / name))[1] is None
 
@@ -89,3 +92,16 @@ def test_patterns_of_remote_files_are_expanded() -> None:
 def test_a_pattern_that_does_not_fit_is_refused(tars: Path, pattern: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         locate(f"{tars}/{pattern}")
+
+
+def test_brackets_that_are_no_set_stand_for_themselves(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"a[z-a]0.tar": b"", "b[]1.tar": b"", "d [1].tar": b""})
+    assert locate(f"{folder}/a[z-a]*.tar")[1] == ["a[z-a]0.tar"]
+    assert locate(f"{folder}/b[]*.tar")[1] == ["b[]1.tar"]
+    assert locate(f"{folder}/d [1].tar")[1] == ["d [1].tar"]
+
+
+def test_a_pattern_of_buckets_is_refused_before_any_request() -> None:
+    for pattern in ("s3://{a,b}/x.tar", "s3://bucket-*/x.tar", "memory://{a,b}.tar"):
+        with pytest.raises(InputError, match="the bucket or host must not be part of the pattern"):
+            locate(pattern)

@@ -132,6 +132,12 @@ def test_planning_does_nothing(images: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_refuses_a_model_that_does_not_exist(images: str, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"clip": ClipSettings(model="ViT-B-33", pretrained="openai")})
+    with pytest.raises(InputError, match="ViT-B-33: open_clip has no such model; nearest: ViT-B-32"):
+        plan_embed(images, str(tmp_path / "out"), settings)
+
+
 def result(images: str, tmp_path: Path, **counts: int) -> StageResult:
     tasks, _ = plan_tasks(images, SETTINGS, 3, None, Store(str(tmp_path / "out")))
     return _compare_counts(StageResult("embed", "out", 2, 2, "shards", 0, 1.0, counts), tasks)

@@ -68,7 +68,12 @@ def test_one_table_may_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"image": False, "caption_column": "text"}, "caption_column=text.*it has caption, number"),
+        (
+            {"image": False, "caption_column": "text"},
+            "caption_column=text.*it has caption, number; set embed.caption_column=caption; ",
+        ),
+        ({"caption_column": "title"}, "set embed.caption_column=caption; to embed without, embed.text=false"),
+        ({"text": False}, "image_column=image: .* it has caption, number; to embed without, embed.image=false"),
         ({"image": False, "caption_column": "number"}, "caption_column=number.*int64.*text"),
         ({"image_column": "caption"}, "image_column=caption.*string.*binary.*embed the folder of the image files"),
     ],
@@ -77,6 +82,14 @@ def test_wrong_columns_are_named(tmp_path: Path, settings: dict[str, Any], named
     pq.write_table(table(caption=["a"], number=[1]), tmp_path / "a.parquet")
     with pytest.raises(SettingsError, match=named):
         shards_of(tmp_path, **settings)
+
+
+def test_columns_with_a_common_name_are_proposed_first(tmp_path: Path) -> None:
+    pq.write_table(table(url=["u"], TEXT=["a"], jpg=[b"x"]), tmp_path / "a.parquet")
+    with pytest.raises(SettingsError, match=r"set embed\.caption_column=TEXT or another of them; "):
+        shards_of(tmp_path)
+    with pytest.raises(SettingsError, match=r"set embed\.image_column=jpg; "):
+        shards_of(tmp_path, caption_column="TEXT")
 
 
 def test_damage_in_another_column_is_reported(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from priorkit.pipeline.adopt.settings import AdoptSettings
+from priorkit.pipeline.adopt.stage import adopt
 from priorkit.pipeline.contract import file_marks
 from priorkit.pipeline.contract.embedding_files import pair_files
 from priorkit.pipeline.contract.storage import Store
@@ -450,3 +452,15 @@ def test_float32_stays_float32(write_foreign: WriteForeign) -> None:
     dataset = EmbeddingDataset(str(write_foreign({"0": NAMES}, dtype="float32")), HALVES)
     batch = next(BatchStream(dataset, "train", batch_size=50, seed=0).batches())
     assert batch.image_embed.dtype == np.float32
+
+
+def test_text_of_another_size_is_adopted_by_the_command_in_the_message(tmp_path: Path) -> None:
+    for kind, size in (("img_emb", 8), ("text_emb", 4)):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        np.save(tmp_path / f"in/{kind}/{kind}_0.npy", np.eye(size, dtype=np.float16)[:4])
+    with pytest.raises(InputError, match="text_emb holds embeddings of 4, img_emb of 8") as error:
+        read_embeddings(str(tmp_path / "in"))
+    command = str(error.value).split("`")[1].split()
+    assert command == ["priorkit", "adopt", str(tmp_path / "in"), "NEW", "--not-clip", "NAME"]
+    adopt(command[2], str(tmp_path / "new"), AdoptSettings(not_clip="x"))
+    assert read_embeddings(str(tmp_path / "new")).count == 4

@@ -384,7 +384,8 @@ def test_captions_may_be_lists_of_objects_or_lists_in_some_files(tmp_path: Path)
 
 def test_a_column_of_lists_of_urls_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "list.parquet", url=[["a", "b"]], caption=["c"])
-    assert "column 'url' holds list<" in refusal(path)
+    assert "column 'url' holds list<" in (text := refusal(path))
+    assert text.endswith("set url_column to another, or write a row for each of its URLs")
 
 
 def test_columns_of_hive_partitions_are_kept(tmp_path: Path) -> None:

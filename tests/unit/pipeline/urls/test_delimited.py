@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,34 @@ def test_given_names_may_fit_rows_of_other_kinds(row: str) -> None:
 
 def test_what_looks_like_a_url() -> None:
     assert [looks_like_url(text) for text in ("http://a", " www.a.b", "url", "a www.b")] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("data", "delimiter", "message"),
+    [
+        (b"url;caption\nhttp://h/0;a\n", ",", "separated by ';'; write it with commas"),
+        (b"url|caption\nhttp://h/0|a\n", "\t", "separated by '|'; write it with commas"),
+        (b"url\tcaption\nhttp://h/0\ta\n", ",", "separated by tabs; rename it, so that its name ends in .tsv"),
+        (b"url,caption\nhttp://h/0,a\n", "\t", "separated by ','; rename it, so that its name ends in .csv"),
+        (b"http://h/0;a b\n", ",", "separated by ';'"),
+        (b"a,b\thttp://h/0\n", ",", None),
+        (b"http://h/0;a,b;c\n", ",", None),
+        (b"http://h/0;a|b\n", ",", None),
+        (b"url\nhttp://h/0;a b\n", ",", None),
+    ],
+)
+def test_another_separator_is_reported(data: bytes, delimiter: str, message: str | None) -> None:
+    if message is None:
+        read(data, delimiter)
+        return
+    with pytest.raises(RowsError, match=re.escape(message)):
+        read(data, delimiter)
+
+
+def test_the_command_for_another_separator_works(tmp_path: Path) -> None:
+    (tmp_path / "OLD.csv").write_text('url;caption\nhttp://h/0;"a; b"\nhttp://h/1;c, d\n')
+    with pytest.raises(RowsError) as error:
+        read((tmp_path / "OLD.csv").read_bytes())
+    command = str(error.value).split("`")[1]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert read((tmp_path / "NEW.csv").read_bytes())[0] == [["http://h/0", "a; b"], ["http://h/1", "c, d"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.urls.guess import guess_columns, require_column, shortened
 from priorkit.pipeline.urls.settings import UrlListSettings
+from priorkit.pipeline.yaml_text import read_yaml
 
 
 def schema_of(**kinds: pa.DataType) -> pa.Schema:
@@ -30,6 +32,10 @@ TEXT, NUMBER, LIST = pa.string(), pa.int64(), pa.list_(pa.string())
         (schema_of(image=NUMBER, img=TEXT, text=NUMBER, title=TEXT), {"url_column": "img", "caption_column": "title"}),
         (schema_of(image=pa.struct({"bytes": pa.binary(), "uri": TEXT}), txt=TEXT), {"url_column": "image.uri"}),
         (schema_of(location=TEXT, captain=TEXT), {}),
+        (
+            schema_of(**{"Image Link": TEXT, "Alt-Text": TEXT}),
+            {"url_column": "Image Link", "caption_column": "Alt-Text"},
+        ),
     ],
 )
 def test_common_names_of_columns_that_hold_text_are_guessed(schema: pa.Schema, guessed: dict[str, str]) -> None:
@@ -60,6 +66,9 @@ def test_the_error_has_the_options_that_work() -> None:
         "did you mean 'image.url'? The list has 'image', 'caption' (`--set download.url_column=image.url`"
         in message(nested)
     )
+    for name in ("url ", " URL", "url\t"):  # YAML strips whitespace around a value
+        _, option = shlex.split(message(schema_of(**{name: TEXT})).split("`")[1])
+        assert read_yaml(option.removeprefix("download.url_column=")) == name
     assert "`--set 'download.url_column=image url'`" in message(schema_of(**{"image url": TEXT}), "image-url")
 
 

@@ -11,7 +11,14 @@ import pytest
 
 from priorkit.pipeline.urls import json_stream
 from priorkit.pipeline.urls.count import RowsError
-from priorkit.pipeline.urls.json_stream import JsonShape, column_rows, json_shape, json_values, rows_under_key
+from priorkit.pipeline.urls.json_stream import (
+    JsonShape,
+    column_rows,
+    json_shape,
+    json_values,
+    rows_of_values,
+    rows_under_key,
+)
 
 SIZES = pytest.mark.parametrize("size", [1, 2, 3, 1000])
 """Numbers of characters that are read at a time."""
@@ -58,6 +65,10 @@ U = ["http://h/0", "http://h/1"]
         ({"link": U[0], "tags": ["a"]}, JsonShape("rows")),
         ({"image": {"url": U[0]}}, JsonShape("rows")),
         ({}, JsonShape("rows")),
+        ({"a": {"url": U[0]}, "b": {"url": U[1], "caption": "x"}}, JsonShape("values")),
+        ({"a": {"link": U[0]}, "b": {"link": U[1]}}, JsonShape("values")),
+        ({"image": {"url": U[0]}, "meta": {"id": 1}}, JsonShape("rows")),
+        ({"image": {"url": U[0]}, "thumb": {"url": U[1]}, "id": 5}, JsonShape("rows")),
     ],
 )
 def test_the_arrangement_of_rows_is_found(
@@ -88,6 +99,30 @@ def test_rows_under_a_key_are_read(monkeypatch: pytest.MonkeyPatch, size: int) -
 
 
 @SIZES
+def test_rows_that_are_the_values_of_an_object_are_read(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(json_stream, "_READ_CHARACTERS", size)
+    rows = [{"url": url, "tags": [1]} for url in U]
+    assert list(rows_of_values(io.StringIO(json.dumps(dict(zip("ab", rows, strict=True)))))) == rows
+
+
+@SIZES
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1}, {"a": 2},', "the file ends within a list, after value 2"),
+        ('[{"a": 1}, {"a"', "value 2 of a list is no JSON: .*or the file ends in it"),
+        ('[{"a": 1}, {"a": 2}, {b}]', "value 3 of a list is no JSON: Expecting property name"),
+    ],
+)
+def test_a_damaged_value_of_a_list_is_named(
+    monkeypatch: pytest.MonkeyPatch, size: int, text: str, message: str
+) -> None:
+    monkeypatch.setattr(json_stream, "_READ_CHARACTERS", size)
+    with pytest.raises(RowsError, match=message):
+        list(json_values(io.StringIO(text)))
+
+
+@SIZES
 @pytest.mark.parametrize(
     "value",
     [
@@ -111,7 +146,7 @@ def test_columns_are_put_together_as_rows(monkeypatch: pytest.MonkeyPatch, size:
         ('{"url": {"0": "a", "1": "b"}, "caption": {"1": "b", "0": "a"}}', "the rows of 'caption' have other labels"),
         (json.dumps({str(name): ["a"] for name in range(201)}), "more than 200 columns"),
         ('{"url": ["a"]} 5', "more after the end of the object"),
-        ('{"url": ["a"', "Expecting value"),
+        ('{"url": ["a"', "the file ends within a list, after value 1"),
         ('{"url" ["a"]}', "':' is missing before '\\['"),
         ('{5: ["a"]}', "5 is no key"),
     ],

@@ -49,5 +49,5 @@ def test_mixed_scalars_become_text_and_other_mixtures_are_refused() -> None:
     assert rows_of(values, FileCount()) == [[{"a": "1"}, {"a": "x"}, {"a": "true"}, {"a": None}, {"a": str(2**70)}]]
     with pytest.raises(RowsError, match="column 'a' holds numbers and lists"):
         rows_of([{"a": 1}, {"a": []}], FileCount())
-    with pytest.raises(RowsError, match="each row must be a URL"):
-        rows_of([1], FileCount())
+    with pytest.raises(RowsError, match="row 2: expected a URL"):
+        rows_of(["a", 1], FileCount())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,17 @@ def test_a_file_of_another_size_than_its_header_says_is_refused(tmp_path: Path, 
 def test_other_arrays_than_embeddings_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_header(save(tmp_path, values), "a.npy")
+
+
+@pytest.mark.parametrize("values", [np.asfortranarray(np.ones((2, 3), np.float32)), np.ones((2, 3), ">f4")])
+def test_the_command_in_the_message_makes_the_array_readable(tmp_path: Path, values: np.ndarray) -> None:
+    store = save(tmp_path, values)
+    with pytest.raises(InputError) as error:
+        read_header(store, "a.npy")
+    command = str(error.value).split("`")[1].replace("python3", sys.executable, 1)
+    subprocess.run(["bash", "-c", command], check=True)
+    assert read_header(store, "a.npy").embed_dim == 3
+    assert (np.load(tmp_path / "a.npy") == values).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x02\x00{(", b"plain text"])
