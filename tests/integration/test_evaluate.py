@@ -67,10 +67,10 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prior(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prior of 350 steps; for reading only."""
+    """A prior of 150 steps; for reading only."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained") / "prior"
-    settings = changed(SMALL_TRAIN, steps=350, checkpoint_every=350, validate_every=350, log_every=350)
+    settings = changed(SMALL_TRAIN, steps=150, checkpoint_every=150, validate_every=150, log_every=150)
     train(str(embeddings), str(folder), settings, READ)
     return folder
 
@@ -79,6 +79,12 @@ def prior(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics(prior: Path, embeddings: Path) -> dict[str, Any]:
     """What `evaluate` finds."""
     return computed(prior, EmbeddingDataset(str(embeddings), READ)).metrics
+
+
+@pytest.fixture(scope="module")
+def quick_metrics(prior: Path, embeddings: Path) -> dict[str, Any]:
+    """What `evaluate` finds with the settings `QUICK`; for reading only."""
+    return computed(prior, EmbeddingDataset(str(embeddings), READ), QUICK).metrics
 
 
 # what is found
@@ -318,14 +324,15 @@ def test_losses_are_those_of_the_weights_that_are_named(prior: Path, embeddings:
 # sameness
 
 
-def test_results_depend_on_the_seed_alone(prior: Path, embeddings: Path, metrics: dict[str, Any]) -> None:
+def test_results_depend_on_the_seed_alone(prior: Path, embeddings: Path, quick_metrics: dict[str, Any]) -> None:
     dataset = EmbeddingDataset(str(embeddings), READ)
     torch.manual_seed(5)
     np.random.seed(5)
-    assert computed(prior, dataset).metrics == metrics
-    other = computed(prior, dataset, SETTINGS.model_copy(update={"seed": 1})).metrics
+    assert computed(prior, dataset, QUICK).metrics == quick_metrics
+    other = computed(prior, dataset, QUICK.model_copy(update={"seed": 1})).metrics
     for name in ("prior", "random training image"):
-        assert found_in(other, name)["metrics"]["energy_score"] != found_in(metrics, name)["metrics"]["energy_score"]
+        scores = [found_in(metrics, name)["metrics"]["energy_score"] for metrics in (quick_metrics, other)]
+        assert scores[0] != scores[1]
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -344,7 +351,9 @@ def assert_near(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
 
 
-def test_the_order_of_shards_changes_no_number(prior: Path, embeddings: Path, tmp_path: Path) -> None:
+def test_the_order_of_shards_changes_no_number(
+    prior: Path, embeddings: Path, quick_metrics: dict[str, Any], tmp_path: Path
+) -> None:
     reordered = tmp_path / "embeddings"
     shutil.copytree(embeddings, reordered)
     (reordered / "manifest.json").unlink()
@@ -360,16 +369,17 @@ def test_the_order_of_shards_changes_no_number(prior: Path, embeddings: Path, tm
     one, other = EmbeddingDataset(str(embeddings), READ), EmbeddingDataset(str(reordered), READ)
     assert other.count == one.count
     assert not np.array_equal(other.row_ids, one.row_ids)
-    assert_near(computed(prior, other, QUICK).metrics, computed(prior, one, QUICK).metrics)
+    assert_near(computed(prior, other, QUICK).metrics, quick_metrics)
     assert other.content_fingerprint != one.content_fingerprint
 
 
-def test_the_size_of_blocks_changes_no_number(prior: Path, embeddings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_blocks_changes_no_number(
+    prior: Path, embeddings: Path, quick_metrics: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = EmbeddingDataset(str(embeddings), READ)
-    expected = computed(prior, dataset, QUICK).metrics
-    for rows in (7, 1000):
+    for rows in (40, 1000):
         monkeypatch.setattr(evaluated_rows, "BLOCK_ROWS", rows)
-        assert_near(computed(prior, dataset, QUICK).metrics, expected)
+        assert_near(computed(prior, dataset, QUICK).metrics, quick_metrics)
 
 
 @pytest.mark.slow
@@ -395,11 +405,12 @@ def test_scores_of_a_row_do_not_change_with_the_rows_beside_it(prior: Path, embe
 
 
 def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
-    prior: Path, embeddings: Path, metrics: dict[str, Any], tmp_path: Path, folder_bytes: Callable[[Path], Any]
+    prior: Path, embeddings: Path, quick_metrics: dict[str, Any], tmp_path: Path, folder_bytes: Callable[[Path], Any]
 ) -> None:
+    metrics = quick_metrics
     calls: list[tuple[int, int, str]] = []
     first = evaluate(
-        str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS, progress=lambda *told: calls.append(told)
+        str(prior), str(embeddings), str(tmp_path / "one"), QUICK, progress=lambda *told: calls.append(told)
     )
     rows = metrics["splits"]["test"]["rows"]
     assert first.done_now == first.rows == rows
@@ -418,18 +429,18 @@ def test_a_second_run_does_nothing_and_gives_the_same_file_anew(
             "embed_dim": 16,
         },
     }  # fmt: skip
-    second = evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS)
+    second = evaluate(str(prior), str(embeddings), str(tmp_path / "one"), QUICK)
     assert (second.done_now, second.rows) == (0, rows)
     before = folder_bytes(tmp_path / "one")
     (tmp_path / "one/metrics.json").unlink()
-    assert evaluate(str(prior), str(embeddings), str(tmp_path / "one"), SETTINGS).done_now == rows
+    assert evaluate(str(prior), str(embeddings), str(tmp_path / "one"), QUICK).done_now == rows
     assert folder_bytes(tmp_path / "one") == before
 
 
 def test_a_new_prior_or_other_settings_make_it_stale(prior: Path, embeddings: Path, tmp_path: Path) -> None:
     quick = EvaluateSettings(draws=2, max_rows=40, sample=SampleSettings(steps=2), bootstrap_samples=100)
     own, folder = tmp_path / "prior", str(tmp_path / "evaluation")
-    settings = changed(SMALL_TRAIN, steps=5)
+    settings = changed(SMALL_TRAIN, steps=2)
     train(str(embeddings), str(own), settings, READ)
 
     def pending() -> int:
@@ -454,7 +465,7 @@ def test_a_new_prior_or_other_settings_make_it_stale(prior: Path, embeddings: Pa
 
 def test_token_states_reach_the_evaluated_prior(tmp_path: Path) -> None:
     embeddings = write_embeddings(tmp_path / "embeddings", rows=200, token_states=True)
-    settings = changed(SMALL_TRAIN, steps=5, network__max_text_len=3)
+    settings = changed(SMALL_TRAIN, steps=2, network__max_text_len=3)
     train(str(embeddings), str(tmp_path / "prior"), settings, READ)
     quick = EvaluateSettings(draws=2, sample=SampleSettings(steps=2), bootstrap_samples=100)
     evaluate(str(tmp_path / "prior"), str(embeddings), str(tmp_path / "evaluation"), quick)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -40,10 +41,37 @@ def synthetic_embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_embeddings(tmp_path_factory.mktemp("synthetic") / "embeddings")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small_train() -> TrainSettings:
-    """30 steps."""
-    return SMALL_TRAIN
+    """14 steps, with validation after steps 10 and 14."""
+    return changed(SMALL_TRAIN, steps=14)
+
+
+@pytest.fixture(scope="module")
+def with_dropout(small_train: TrainSettings) -> TrainSettings:
+    """14 steps that use torch's random generator."""
+    return changed(small_train, network__attn_dropout=0.1, network__ff_dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def finished(synthetic_embeddings: Path, small_train: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a training with `small_train` that was never interrupted; for reading only."""
+    return finish(synthetic_embeddings, tmp_path_factory.mktemp("finished") / "prior", small_train)
+
+
+@pytest.fixture(scope="module")
+def finished_with_dropout(
+    synthetic_embeddings: Path, with_dropout: TrainSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of a training with `with_dropout` that was never interrupted; for reading only."""
+    return finish(synthetic_embeddings, tmp_path_factory.mktemp("dropout") / "prior", with_dropout)
+
+
+def finish(embeddings: Path, folder: Path, settings: TrainSettings) -> Path:
+    """Train a prior in one run."""
+    torch.set_num_threads(1)
+    train(str(embeddings), str(folder), settings)
+    return folder
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
@@ -60,7 +88,7 @@ def final_state(folder: Path) -> bytes:
 def test_the_loss_falls_and_the_prior_is_there(
     synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path
 ) -> None:
-    settings = changed(small_train, steps=150, log_every=1, checkpoint_every=50)
+    settings = changed(small_train, steps=60, log_every=1, checkpoint_every=50, validate_every=20)
     seen: list[tuple[int, int]] = []
     result = train(
         str(synthetic_embeddings),
@@ -68,17 +96,17 @@ def test_the_loss_falls_and_the_prior_is_there(
         settings,
         progress=lambda done, total, note: seen.append((done, total)),
     )
-    assert (result.stage, result.units, result.done_now, result.unit) == ("train", 150, 150, "steps")
-    assert seen[0] == (0, 150)
-    assert seen[-1] == (150, 150)
+    assert (result.stage, result.units, result.done_now, result.unit) == ("train", 60, 60, "steps")
+    assert seen[0] == (0, 60)
+    assert seen[-1] == (60, 60)
     log = log_of(tmp_path)
     losses = [line["loss"] for line in log if "loss" in line]
-    assert len(losses) == 150
+    assert len(losses) == 60
     assert np.mean(losses[:10]) > 0.95  # coordinates have variance 1
     assert np.mean(losses[-30:]) < 0.75 * np.mean(losses[:10])
     assert all(line["grad_norm"] > 0 for line in log if "loss" in line)
     validation = [line["validation_loss"] for line in log if "validation_loss" in line]
-    assert len(validation) == 15
+    assert len(validation) == 3
     assert validation[-1] < 0.8 * validation[0]
     prior = load_prior(str(tmp_path))
     assert prior.config.clip["embed_dim"] == 16
@@ -90,7 +118,9 @@ def test_the_loss_falls_and_the_prior_is_there(
 def test_other_predictions_learn_too(
     synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, prediction: str
 ) -> None:
-    settings = changed(small_train, steps=100, log_every=1, checkpoint_every=50, diffusion__prediction=prediction)
+    settings = changed(
+        small_train, steps=60, log_every=1, checkpoint_every=60, validate_every=60, diffusion__prediction=prediction
+    )
     train(str(synthetic_embeddings), str(tmp_path), settings)
     losses = [line["loss"] for line in log_of(tmp_path) if "loss" in line]
     assert np.mean(losses[-20:]) < 0.85 * np.mean(losses[:10])
@@ -98,10 +128,12 @@ def test_other_predictions_learn_too(
 
 def test_token_states_condition_the_prior(small_train: TrainSettings, tmp_path: Path) -> None:
     """They say what the text embedding does not, and here a prior without them cannot know it."""
-    token_embeddings = write_embeddings(tmp_path / "embeddings", rows=2000, token_states=True)
+    token_embeddings = write_embeddings(tmp_path / "embeddings", rows=1000, token_states=True)
     validation = {}
     for name, max_text_len in (("with", 3), ("without", 0)):
-        settings = changed(small_train, steps=100, network__max_text_len=max_text_len, validate_every=100)
+        settings = changed(
+            small_train, steps=80, network__max_text_len=max_text_len, validate_every=80, checkpoint_every=80
+        )
         train(str(token_embeddings), str(tmp_path / name), settings, ReadSettings(validation_fraction=0.2))
         validation[name] = log_of(tmp_path / name)[-1]["validation_loss"]
     assert validation["with"] < 0.9 * validation["without"]
@@ -128,42 +160,40 @@ def test_golden_losses(small_train: TrainSettings, tmp_path: Path) -> None:
 
 
 def test_a_run_repeats_and_its_seed_matters(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
-) -> None:
-    settings = changed(small_train, network__attn_dropout=0.1, network__ff_dropout=0.1)
-    for name in ("one", "two"):
-        torch.manual_seed(len(name))
-        torch.randn(3)
-        train(str(synthetic_embeddings), str(tmp_path / name), settings)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
-    assert final_state(tmp_path / "one") == final_state(tmp_path / "two")
-    train(str(synthetic_embeddings), str(tmp_path / "other"), changed(settings, seed=1))
-    weights = [safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "other")]
+    synthetic_embeddings: Path, with_dropout: TrainSettings, finished_with_dropout: Path, tmp_path: Path,
+    folder_bytes: FolderBytes,
+) -> None:  # fmt: skip
+    torch.manual_seed(3)
+    torch.randn(3)
+    train(str(synthetic_embeddings), str(tmp_path / "again"), with_dropout)
+    assert folder_bytes(tmp_path / "again") == folder_bytes(finished_with_dropout)
+    assert final_state(tmp_path / "again") == final_state(finished_with_dropout)
+    train(str(synthetic_embeddings), str(tmp_path / "other"), changed(with_dropout, seed=1))
+    folders = (finished_with_dropout, tmp_path / "other")
+    weights = [safetensors.torch.load_file(folder / "model.safetensors") for folder in folders]
     assert not torch.equal(weights[0]["query"], weights[1]["query"])
 
 
 def test_how_often_it_checkpoints_changes_nothing(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
-    train(str(synthetic_embeddings), str(tmp_path / "often"), small_train)
     seldom = changed(small_train, checkpoint_every=1000, keep_checkpoints=1)
-    train(str(synthetic_embeddings), str(tmp_path / "seldom"), seldom)
-    assert folder_bytes(tmp_path / "often") == folder_bytes(tmp_path / "seldom")
-    assert [path.name for path in (tmp_path / "seldom/state").iterdir()] == ["step_000000030.safetensors"]
-    assert len(list((tmp_path / "often/state").iterdir())) == 2
+    train(str(synthetic_embeddings), str(tmp_path), seldom)
+    assert folder_bytes(finished) == folder_bytes(tmp_path)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_000000014.safetensors"]
+    assert len(list((finished / "state").iterdir())) == 2
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stopped_and_resumed_is_bitwise_uninterrupted(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes, seed: int
-) -> None:
+    synthetic_embeddings: Path, with_dropout: TrainSettings, finished_with_dropout: Path, tmp_path: Path,
+    folder_bytes: FolderBytes, seed: int,
+) -> None:  # fmt: skip
     """With dropout, so that the state of torch's generator is part of it."""
-    settings = changed(small_train, network__attn_dropout=0.1, network__ff_dropout=0.1)
-    train(str(synthetic_embeddings), str(tmp_path / "whole"), settings)
     random = np.random.default_rng(seed)
     stops = 0
     while True:
-        left = int(random.integers(0, 9))
+        left = int(random.integers(0, 6))
 
         def should_stop() -> bool:
             nonlocal left
@@ -171,43 +201,41 @@ def test_stopped_and_resumed_is_bitwise_uninterrupted(
             return left < 0
 
         try:
-            train(str(synthetic_embeddings), str(tmp_path / "parts"), settings, should_stop=should_stop)
+            train(str(synthetic_embeddings), str(tmp_path), with_dropout, should_stop=should_stop)
         except Interrupted:
             stops += 1
         else:
             break
     assert stops >= 3
-    assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
-    assert final_state(tmp_path / "parts") == final_state(tmp_path / "whole")
+    assert folder_bytes(tmp_path) == folder_bytes(finished_with_dropout)
+    assert final_state(tmp_path) == final_state(finished_with_dropout)
 
 
 def test_limited_and_resumed_is_bitwise_uninterrupted(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
-    train(str(synthetic_embeddings), str(tmp_path / "whole"), small_train)
     done = [
-        train(str(synthetic_embeddings), str(tmp_path / "parts"), small_train, limit=limit).done_now
-        for limit in (1, 7, 7, 13, 5, None)
+        train(str(synthetic_embeddings), str(tmp_path), small_train, limit=limit).done_now
+        for limit in (1, 5, 5, 9, 4, None)
     ]
-    assert done == [1, 6, 0, 6, 0, 17]
-    assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
-    assert final_state(tmp_path / "parts") == final_state(tmp_path / "whole")
+    assert done == [1, 4, 0, 4, 0, 5]
+    assert folder_bytes(tmp_path) == folder_bytes(finished)
+    assert final_state(tmp_path) == final_state(finished)
 
 
 def test_a_log_that_ran_ahead_of_its_checkpoint_is_cut(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
     """What a kill between the two leaves."""
-    train(str(synthetic_embeddings), str(tmp_path / "whole"), small_train)
-    train(str(synthetic_embeddings), str(tmp_path / "parts"), small_train, limit=12)
-    with (tmp_path / "parts/metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 15, "loss": 9.0}) + "\n")
-    train(str(synthetic_embeddings), str(tmp_path / "parts"), small_train)
-    assert folder_bytes(tmp_path / "parts") == folder_bytes(tmp_path / "whole")
+    train(str(synthetic_embeddings), str(tmp_path), small_train, limit=7)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 10, "loss": 9.0}) + "\n")
+    train(str(synthetic_embeddings), str(tmp_path), small_train)
+    assert folder_bytes(tmp_path) == folder_bytes(finished)
 
 
 def test_a_stop_says_how_to_go_on(synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="stopped after step 0 of 30; the same command resumes from there"):
+    with pytest.raises(Interrupted, match="stopped after step 0 of 14; the same command resumes from there"):
         train(str(synthetic_embeddings), str(tmp_path), small_train, should_stop=lambda: True)
 
 
@@ -295,15 +323,15 @@ def test_killed_twenty_times_and_resumed_is_bitwise_uninterrupted(
 
 
 def test_a_second_run_does_nothing_and_a_lost_file_is_restored(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
-    train(str(synthetic_embeddings), str(tmp_path), small_train)
-    before = folder_bytes(tmp_path)
-    assert train(str(synthetic_embeddings), str(tmp_path), small_train).done_now == 0
-    assert folder_bytes(tmp_path) == before
-    (tmp_path / "model.safetensors").unlink()
-    train(str(synthetic_embeddings), str(tmp_path), small_train)
-    assert folder_bytes(tmp_path) == before
+    folder = Path(shutil.copytree(finished, tmp_path / "prior"))
+    before = folder_bytes(folder)
+    assert train(str(synthetic_embeddings), str(folder), small_train).done_now == 0
+    assert folder_bytes(folder) == before
+    (folder / "model.safetensors").unlink()
+    train(str(synthetic_embeddings), str(folder), small_train)
+    assert folder_bytes(folder) == before
 
 
 # data order
@@ -314,8 +342,8 @@ def test_every_row_once_an_epoch_in_a_seeded_order(
 ) -> None:
     read = ReadSettings(validation_fraction=0)
     rows = EmbeddingDataset(str(synthetic_embeddings), read).rows("train")
-    batches = len(rows) // 64 + 1
-    assert len(rows) % 64
+    batches = len(rows) // 160 + 1
+    assert len(rows) % 160
     taken: list[np.ndarray] = []
     backward = Learner.backward
 
@@ -324,7 +352,7 @@ def test_every_row_once_an_epoch_in_a_seeded_order(
         return backward(self, step, batch, *others)
 
     monkeypatch.setattr(Learner, "backward", spy)
-    settings = changed(small_train, steps=2 * batches)
+    settings = changed(small_train, batch_size=160, steps=2 * batches)
 
     def order(name: str, settings: TrainSettings, limit: int | None = None) -> list[np.ndarray]:
         taken.clear()
@@ -332,13 +360,13 @@ def test_every_row_once_an_epoch_in_a_seeded_order(
         return list(taken)
 
     whole = order("whole", settings)
-    assert [len(batch) for batch in whole] == ([64] * (batches - 1) + [len(rows) % 64]) * 2
+    assert [len(batch) for batch in whole] == ([160] * (batches - 1) + [len(rows) % 160]) * 2
     first, second = np.concatenate(whole[:batches]), np.concatenate(whole[batches:])
     assert np.array_equal(np.sort(first), rows)
     assert np.array_equal(np.sort(second), rows)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, rows)
-    parts = order("parts", settings, limit=batches + 2) + order("parts", settings)
+    parts = order("parts", settings, limit=batches + 1) + order("parts", settings)
     assert all(np.array_equal(a, b) for a, b in zip(parts, whole, strict=True))
     other = np.concatenate(order("other", changed(settings, seed=1))[:batches])
     assert not np.array_equal(other, first)
@@ -373,21 +401,27 @@ def test_test_and_validation_rows_are_never_trained_on(
 # refusals
 
 
+@pytest.fixture
+def limited(synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path) -> Path:
+    """Folder of a training that has done 2 steps."""
+    train(str(synthetic_embeddings), str(tmp_path / "limited"), small_train, limit=2)
+    return tmp_path / "limited"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"optimiser__learning_rate": 1e-3}, r"train\.optimiser\.learning_rate: 0\.003 -> 0\.001"),
         ({"network__depth": 3}, r"train\.network\.depth: 2 -> 3"),
-        ({"steps": 31}, r"train\.steps: 30 -> 31"),
+        ({"steps": 15}, r"train\.steps: 14 -> 15"),
         ({"seed": 1}, r"train\.seed: 0 -> 1"),
     ],
 )
 def test_changed_settings_are_refused_by_name(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, values: dict[str, Any], message: str
+    synthetic_embeddings: Path, small_train: TrainSettings, limited: Path, values: dict[str, Any], message: str
 ) -> None:
-    train(str(synthetic_embeddings), str(tmp_path), small_train, limit=2)
     with pytest.raises(FolderError, match=f"{message}.*--overwrite"):
-        train(str(synthetic_embeddings), str(tmp_path), changed(small_train, **values))
+        train(str(synthetic_embeddings), str(limited), changed(small_train, **values))
 
 
 def test_changed_splits_and_embeddings_are_refused(
@@ -403,12 +437,12 @@ def test_changed_splits_and_embeddings_are_refused(
 
 
 def test_overwrite_trains_anew(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
-    train(str(synthetic_embeddings), str(tmp_path / "used"), small_train)
-    other = changed(small_train, seed=3, steps=10)
+    shutil.copytree(finished, tmp_path / "used")
+    other = changed(small_train, seed=3, steps=6)
     result = train(str(synthetic_embeddings), str(tmp_path / "used"), other, overwrite=True)
-    assert result.done_now == 10
+    assert result.done_now == 6
     train(str(synthetic_embeddings), str(tmp_path / "fresh"), other)
     assert folder_bytes(tmp_path / "used") == folder_bytes(tmp_path / "fresh")
     states = [sorted(path.name for path in (tmp_path / name / "state").iterdir()) for name in ("used", "fresh")]
@@ -426,9 +460,8 @@ def test_a_folder_with_other_work_is_left_alone(
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named_if_it_is_the_last(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:
-    train(str(synthetic_embeddings), str(tmp_path / "whole"), small_train)
     train(str(synthetic_embeddings), str(tmp_path / "damaged"), small_train, limit=5)
     older, newest = (tmp_path / f"damaged/state/step_00000000{step}.safetensors" for step in (4, 5))
     newest.write_bytes(newest.read_bytes()[:-10])
@@ -440,7 +473,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_if_it_is_the_last(
     older.unlink()
     newest.unlink()
     train(str(synthetic_embeddings), str(tmp_path / "damaged"), small_train)
-    assert folder_bytes(tmp_path / "damaged") == folder_bytes(tmp_path / "whole")
+    assert folder_bytes(tmp_path / "damaged") == folder_bytes(finished)
 
 
 def test_token_states_that_are_not_stored_are_refused(
@@ -496,26 +529,26 @@ def test_unsound_validation_rows_are_named_by_key(small_train: TrainSettings, tm
 # plans
 
 
-def test_a_plan_counts_what_is_left(synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path) -> None:
+def test_a_plan_counts_what_is_left(
+    synthetic_embeddings: Path, small_train: TrainSettings, finished: Path, tmp_path: Path
+) -> None:
     def plan() -> tuple[int, int, bool]:
         planned = plan_train(str(synthetic_embeddings), str(tmp_path / "prior"), small_train, ReadSettings())
         return planned.units, planned.pending_units, planned.bytes_needed > 0
 
-    assert plan() == (30, 30, True)
+    assert plan() == (14, 14, True)
     assert not (tmp_path / "prior").exists()
-    train(str(synthetic_embeddings), str(tmp_path / "prior"), small_train, limit=12)
-    assert plan() == (30, 18, True)
-    train(str(synthetic_embeddings), str(tmp_path / "prior"), small_train)
-    assert plan() == (30, 0, False)
+    train(str(synthetic_embeddings), str(tmp_path / "prior"), small_train, limit=5)
+    assert plan() == (14, 9, True)
+    shutil.rmtree(tmp_path / "prior")
+    shutil.copytree(finished, tmp_path / "prior")
+    assert plan() == (14, 0, False)
     again = plan_train(str(synthetic_embeddings), str(tmp_path / "prior"), small_train, ReadSettings(), overwrite=True)
-    assert again.pending_units == 30
+    assert again.pending_units == 14
 
 
-def test_nothing_of_a_trained_prior_needs_pickle(
-    synthetic_embeddings: Path, small_train: TrainSettings, tmp_path: Path
-) -> None:
-    train(str(synthetic_embeddings), str(tmp_path), small_train)
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+def test_nothing_of_a_trained_prior_needs_pickle(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file() and path.name != ".lock"]
     assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
     for path in files:
         if path.suffix == ".safetensors":

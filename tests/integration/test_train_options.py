@@ -43,7 +43,8 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prior to start from, with whitened embeddings."""
     folder = tmp_path_factory.mktemp("first")
-    train(str(embeddings), str(folder), changed(SMALL_TRAIN, steps=60, diffusion__normaliser="whiten"))
+    settings = changed(SMALL_TRAIN, steps=50, validate_every=50, checkpoint_every=50, diffusion__normaliser="whiten")
+    train(str(embeddings), str(folder), settings)
     return folder
 
 
@@ -60,44 +61,52 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(
     embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With validation made to find a minimum in the middle."""
-    settings = changed(SMALL_TRAIN, validate_every=3)
+    settings = changed(SMALL_TRAIN, steps=10, validate_every=2)
     losses = validation.timestep_losses
     network = []
 
-    def lowest_at_twelve(prior: Any, *others: Any) -> dict[str, np.ndarray]:
+    def lowest_at_eight(prior: Any, *others: Any) -> dict[str, np.ndarray]:
         found = losses(prior, *others)
         network.append(prior.network.query.detach().clone())
         return {name: np.full_like(value, abs(len(network) - 4)) for name, value in found.items()}
 
-    monkeypatch.setattr(validation, "timestep_losses", lowest_at_twelve)
+    monkeypatch.setattr(validation, "timestep_losses", lowest_at_eight)
     train(str(embeddings), str(tmp_path / "whole"), settings, SPLIT)
     losses_found = [line["validation_loss"] for line in log_of(tmp_path / "whole") if "validation_loss" in line]
-    assert losses_found[:5] == [3, 2, 1, 0, 1]
+    assert losses_found == [3, 2, 1, 0, 1]
     best = load_prior(str(tmp_path / "whole"), weights="best").network
     assert torch.equal(best.query, network[3])
     assert not torch.equal(best.query, load_prior(str(tmp_path / "whole")).network.query)
     monkeypatch.undo()
 
 
-def test_the_best_weights_are_the_same_after_stops(embeddings: Path, tmp_path: Path) -> None:
-    settings = changed(SMALL_TRAIN, validate_every=3, optimiser__learning_rate=0.03)
+def test_the_best_weights_are_the_same_after_stops(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With validation made to find its minimum before the last stops."""
+
+    def lowest_at_six(self: validation.Validation, learner: Any, step: int) -> dict[str, float]:
+        return {"validation_loss": abs(step - 6.0)}
+
+    monkeypatch.setattr(validation.Validation, "__call__", lowest_at_six)
+    settings = changed(SMALL_TRAIN, steps=12, validate_every=2)
     train(str(embeddings), str(tmp_path / "whole"), settings, SPLIT)
-    for limit in (5, 16, 17, None):
+    for limit in (3, 7, 8, None):
         train(str(embeddings), str(tmp_path / "parts"), settings, SPLIT, limit=limit)
     whole, parts = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
 
 
 def test_without_validation_there_are_no_best_weights(embeddings: Path, tmp_path: Path) -> None:
-    train(str(embeddings), str(tmp_path), SMALL_TRAIN, ReadSettings(validation_fraction=0))
+    train(str(embeddings), str(tmp_path), changed(SMALL_TRAIN, steps=2), ReadSettings(validation_fraction=0))
     with pytest.raises(InputError, match="weights='best' are kept by a training that validates"):
         load_prior(str(tmp_path), weights="best")
 
 
 def test_checkpoints_by_time(embeddings: Path, tmp_path: Path) -> None:
-    settings = changed(SMALL_TRAIN, checkpoint_every=1000, checkpoint_minutes=1e-9, keep_checkpoints=100)
+    settings = changed(SMALL_TRAIN, steps=8, checkpoint_every=1000, checkpoint_minutes=1e-9, keep_checkpoints=100)
     train(str(embeddings), str(tmp_path), settings)
-    assert len(list((tmp_path / "state").iterdir())) == 30
+    assert len(list((tmp_path / "state").iterdir())) == 8
 
 
 # another prior
@@ -107,13 +116,14 @@ def test_a_start_goes_on_with_the_weights_and_statistics_of_another_prior(
     embeddings: Path, first: Path, tmp_path: Path
 ) -> None:
     source = load_prior(str(first))
-    settings = starting(first, optimiser={**SMALL_TRAIN.optimiser.model_dump(), "warmup_steps": 0})
+    settings = starting(first, steps=6, optimiser={**SMALL_TRAIN.optimiser.model_dump(), "warmup_steps": 0})
     train(str(embeddings), str(tmp_path / "tuned"), settings)
     tuned = load_prior(str(tmp_path / "tuned"))
     assert tuned.config == source.config
     assert torch.equal(tuned.normaliser.mean, source.normaliser.mean)
     assert not torch.equal(tuned.network.query, source.network.query)
-    train(str(embeddings), str(tmp_path / "anew"), changed(SMALL_TRAIN, log_every=1, diffusion__normaliser="whiten"))
+    anew = changed(SMALL_TRAIN, steps=6, log_every=1, diffusion__normaliser="whiten")
+    train(str(embeddings), str(tmp_path / "anew"), anew)
     early = [np.mean([line["loss"] for line in log_of(tmp_path / name)[:5]]) for name in ("tuned", "anew")]
     assert early[0] < 0.85 * early[1]
 
@@ -123,17 +133,17 @@ def test_a_start_is_resumed_exactly_and_another_source_is_refused(
 ) -> None:
     moved = tmp_path / "moved"
     convert(first, moved)
-    train(str(embeddings), str(tmp_path / "whole"), starting(first))
-    for limit, path in ((7, first), (19, moved), (None, first)):  # the same weights elsewhere are the same
-        train(str(embeddings), str(tmp_path / "parts"), starting(path), limit=limit)
+    train(str(embeddings), str(tmp_path / "whole"), starting(first, steps=10))
+    for limit, path in ((3, first), (7, moved), (None, first)):  # the same weights elsewhere are the same
+        train(str(embeddings), str(tmp_path / "parts"), starting(path, steps=10), limit=limit)
     for file in ("metrics.jsonl", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     weights = safetensors.torch.load_file(moved / "model.safetensors")
     safetensors.torch.save_file({**weights, "query": weights["query"] + 1}, moved / "model.safetensors")
     with pytest.raises(FolderError, match=r"init_from\.sha256"):
-        train(str(embeddings), str(tmp_path / "parts"), starting(moved))
+        train(str(embeddings), str(tmp_path / "parts"), starting(moved, steps=10))
     with pytest.raises(FolderError, match="init_from"):
-        train(str(embeddings), str(tmp_path / "parts"), changed(SMALL_TRAIN, diffusion__normaliser="whiten"))
+        train(str(embeddings), str(tmp_path / "parts"), changed(SMALL_TRAIN, steps=10, diffusion__normaliser="whiten"))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +258,10 @@ def test_captions_through_the_text_tower_train_as_stored_token_states_do(
     embeddings_folder: Path, tmp_path: Path
 ) -> None:
     for condition in ("stored", "online"):
-        settings = changed(SMALL_TRAIN, text_condition=condition, network__max_text_len=6, batch_size=16, log_every=1)
+        settings = changed(
+            SMALL_TRAIN, steps=8, text_condition=condition, network__max_text_len=6, optimiser__warmup_steps=0,
+            batch_size=16, log_every=1,
+        )  # fmt: skip
         train(str(embeddings_folder), str(tmp_path / condition), settings, ReadSettings(validation_fraction=0.2))
     stored, online = (log_of(tmp_path / name) for name in ("stored", "online"))
     for one, other in zip(stored, online, strict=True):

@@ -29,8 +29,19 @@ networks that are fed their own predictions can be chaotic. There the tolerance 
 by_name = functools.partial(pytest.mark.parametrize, "golden", ids=lambda golden: golden.name)
 
 
+_PRIORS: dict[str, Prior] = {}
+"""Imported priors by the name of their golden; tests do not change them."""
+
+
 def imported(golden: Golden) -> Prior:
-    """Import the prior of a golden."""
+    """Import the prior of a golden, once."""
+    if golden.name not in _PRIORS:
+        _PRIORS[golden.name] = import_golden(golden)
+    return _PRIORS[golden.name]
+
+
+def import_golden(golden: Golden) -> Prior:
+    """Import the prior of a golden from the settings and weights of its release."""
     config = parse_config({"net": golden.network, **golden.prior}, golden.name)
     state = {name: torch.from_numpy(np.array(value)) for name, value in golden.state_dict().items()}
     return import_prior(state, to_prior_config(config, FunctionVersion.parse(golden.release), golden.name), golden.name)

@@ -5,6 +5,7 @@ Every token of a text stands in one sequence under one causal mask, repeated for
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -141,15 +142,21 @@ def guided(
     guidance: str,
     self_cond: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Two whole passes, and null + scale * (with text - null)."""
-    output = single_pass(network, settings, noisy, timesteps, text, self_cond=self_cond)
+    """Whole passes over rows with text and rows without, and null + scale * (with text - null)."""
     if scale == 1:
-        return output
-    drop = torch.ones(len(noisy), dtype=torch.bool)
-    null = single_pass(
-        network, settings, noisy, timesteps, text,
-        drop_text=drop, drop_image=drop if guidance == "dalle2" else None, self_cond=self_cond,
+        return single_pass(network, settings, noisy, timesteps, text, self_cond=self_cond)
+
+    def twice(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values, values])
+
+    drop = torch.arange(2 * len(noisy)) >= len(noisy)
+    rows = single_pass(
+        network, settings, twice(noisy), twice(timesteps),
+        Text(twice(text.embed), None if text.states is None else twice(text.states)),
+        drop_text=drop, drop_image=drop if guidance == "dalle2" else None,
+        self_cond=None if self_cond is None else twice(self_cond),
     )  # fmt: skip
+    output, null = rows[: len(noisy)], rows[len(noisy) :]
     return null + scale * (output - null)
 
 
@@ -227,9 +234,9 @@ def _transformer(weights: Weights, settings: NetworkSettings, release: Release, 
         return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
 
     length, width = stream.shape[1], settings.dim_head
-    distance = [[max(place - key, 0) for key in range(length + 1)] for place in range(length)]  # key 0 is the null
-    buckets = torch.tensor([[_bucket(value) for value in row] for row in distance])
-    bias = weights["positions.bias.weight"][buckets] * (128 if release.attention == "dot" else 1)  # (L, 1 + L, H)
+    bias = weights["positions.bias.weight"][_buckets(length)] * (
+        128 if release.attention == "dot" else 1
+    )  # (L, 1 + L, H)
     future = torch.ones(length, length + 1).triu(2).bool()
     if settings.norm_in:
         stream = norm("norm_in", stream)
@@ -261,6 +268,12 @@ def _transformer(weights: Weights, settings: NetworkSettings, release: Release, 
     return last @ weights["to_embed.weight"].T if settings.final_proj else last
 
 
+@functools.cache
+def _buckets(length: int) -> torch.Tensor:
+    """Return the bucket of each distance from a token to a key, `[L, 1 + L]`. Key 0 is the null."""
+    return torch.tensor([[_bucket(max(token - key, 0)) for key in range(length + 1)] for token in range(length)])
+
+
 def _bucket(distance: int) -> int:
     """T5's causal buckets: 16 exact ones, then 16 logarithmic ones up to 128."""
     if distance < 16:
@@ -271,9 +284,14 @@ def _bucket(distance: int) -> int:
 def _rotated(x: torch.Tensor) -> torch.Tensor:
     """Rotate neighbouring pairs of the first 32 coordinates of `[N, L, A]` by their position."""
     size = min(32, x.shape[-1])
-    angles = torch.tensor(
-        [[place / 10_000 ** (pair / size) for pair in range(0, size, 2)] for place in range(x.shape[1])]
-    ).double()  # by way of float32, as upstream
-    turned = torch.view_as_complex(x[..., :size].unflatten(-1, (-1, 2)).contiguous())
-    turned = turned * torch.polar(torch.ones_like(angles), angles)
+    turned = torch.view_as_complex(x[..., :size].unflatten(-1, (-1, 2)).contiguous()) * _rotations(x.shape[1], size)
     return torch.cat([torch.view_as_real(turned).flatten(-2), x[..., size:]], dim=-1)
+
+
+@functools.cache
+def _rotations(length: int, size: int) -> torch.Tensor:
+    """Return the rotation of each pair at each position, as complex numbers `[L, size / 2]`."""
+    angles = torch.tensor(
+        [[place / 10_000 ** (pair / size) for pair in range(0, size, 2)] for place in range(length)]
+    ).double()  # by way of float32, as upstream
+    return torch.polar(torch.ones_like(angles), angles)
