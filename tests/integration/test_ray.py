@@ -20,16 +20,22 @@ from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    """One cluster for the module, since each takes seconds to start; one test leaves it to priorkit."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+@pytest.fixture(scope="module")
+def _end() -> Iterator[None]:
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _cluster(_end: None) -> None:
+    """One cluster for the module, since each takes seconds to start; after a test that ends it, there is another."""
+    if not ray.is_initialized():
+        settings = {"prestart_worker_first_driver": False}  # no worker starts before it is needed
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=settings)
 
 
 def test_download_and_embed_give_the_bytes_of_one_process(
@@ -59,7 +65,7 @@ def test_tasks_are_spread_over_the_workers_and_all_come_back(tmp_path: Path) -> 
         def work(task: int, following: int | None) -> tuple[int, int]:
             if task < len(started):  # the first two tasks wait for each other, so each needs a worker
                 started[task].touch()
-                end = time.monotonic() + 120
+                end = time.monotonic() + 600
                 while not all(path.exists() for path in started):
                     assert time.monotonic() < end, "one worker alone works"
                     time.sleep(0.01)
@@ -141,18 +147,26 @@ def test_a_demand_that_the_cluster_can_never_meet_is_refused_at_once() -> None:
 
 
 def test_a_cluster_that_is_not_there_is_a_clear_error_and_none_is_left_running() -> None:
+    """Nor is Ray's handler of SIGTERM, which would end the process with a dump and another exit code."""
     ray.shutdown()
+    handlers: list[Any] = []
+
+    def tasks() -> Iterator[int]:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        yield from (1, 2)
+
+    def make_worker() -> Callable[[int, int | None], str]:
+        return lambda task, following: str(task)
+
+    def handler(number: int, frame: Any) -> None:
+        pass
+
+    with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address='auto'"):
+        list(map_shards(make_worker, [1], ComputeSettings(backend="ray", address="auto")))
+    before = signal.signal(signal.SIGTERM, handler)
     try:
-        with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address='auto'"):
-            list(
-                map_shards(
-                    lambda: lambda task, following: str(task), [1], ComputeSettings(backend="ray", address="auto")
-                )
-            )
-        assert list(map_shards(lambda: lambda task, following: str(task), [1, 2], ComputeSettings(backend="ray"))) == [
-            "1",
-            "2",
-        ]
-        assert not ray.is_initialized()
+        assert list(map_shards(make_worker, tasks(), ComputeSettings(backend="ray"))) == ["1", "2"]
     finally:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        signal.signal(signal.SIGTERM, before)
+    assert handlers == [handler]
+    assert not ray.is_initialized()
