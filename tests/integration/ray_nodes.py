@@ -22,8 +22,10 @@ SYSTEM = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 3,
     "prestart_worker_first_driver": False,
+    "memory_monitor_refresh_ms": 0,
 }
-"""Ray's settings: a dead node is noticed within 2 seconds instead of 15, and no worker starts before it is needed."""
+"""Ray's settings: a dead node is noticed within 2 seconds instead of 15, no worker starts before it is needed, and none
+is killed because other programs use the machine's memory."""
 HEAD: dict[str, Any] = {
     "_system_config": SYSTEM, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True
 }  # fmt: skip

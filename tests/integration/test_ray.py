@@ -19,6 +19,8 @@ from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 
+from .ray_nodes import SYSTEM
+
 FolderBytes = Callable[[Path], dict[str, bytes]]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -34,8 +36,7 @@ def _end() -> Iterator[None]:
 def _cluster(_end: None) -> None:
     """One cluster for the module, since each takes seconds to start; after a test that ends it, there is another."""
     if not ray.is_initialized():
-        settings = {"prestart_worker_first_driver": False}  # no worker starts before it is needed
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=settings)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=SYSTEM)
 
 
 def test_download_and_embed_give_the_bytes_of_one_process(

@@ -77,7 +77,8 @@ class Home:
 
     def variables(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in environment().items() if not name.startswith(("RAY_", "GOMP_"))}
-        return {**kept, "HOME": str(self.home), "RAY_TMPDIR": str(self.ray), **more}
+        ours = {"HOME": str(self.home), "RAY_TMPDIR": str(self.ray), "RAY_memory_monitor_refresh_ms": "0"}
+        return {**kept, **ours, **more}
 
     def map(self, address: str | None = None, **variables: str) -> dict[str, Any]:
         done = subprocess.run(

@@ -146,8 +146,9 @@ def test_the_command_starts_its_own_ray_and_stops_all_workers_when_asked(
     recipe.write_text(json.dumps({"train": HEAVY.model_dump(mode="json")}))
     command = [PRIORKIT, "train", str(recipe), "--embeddings", str(embeddings), "--prior", str(prior)]
     process = subprocess.Popen(
-        [*command, "--workers", "2"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--workers", "2"], cwd=tmp_path, env={**environment(), "RAY_memory_monitor_refresh_ms": "0"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     wait_for(lambda: any(prior.glob("state/step*")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=900)
