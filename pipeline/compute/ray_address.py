@@ -22,8 +22,13 @@ AUTO, LOCAL = "auto", "local"
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})/?")
 _FORMS = "known forms are HOST:6379, ray://HOST:10001, [IPv6]:6379, auto and local"
 _TOKEN_FILE = Path("~/.ray/auth_token")
-_NICENESS = "RAY_worker_niceness"
-"""Environment variable that sets the nice value of Ray workers."""
+_OWN_SETTINGS = {"RAY_worker_niceness": "0", "RAY_prestart_worker_first_driver": "0"}
+"""Environment variables with Ray's settings for a cluster that priorkit starts, used unless the user has set them.
+
+At Ray's default nice value of 15, one busy process of another program on the same core would leave a worker almost no
+CPU time. By default, Ray also starts one worker for each CPU core before any is needed. Most of these would stay idle,
+and training cannot use them, because its workers have environment variables of their own.
+"""
 
 
 @dataclass(frozen=True)
@@ -182,10 +187,9 @@ def own_environment() -> dict[str, str]:
     Unless RAY_AUTH_MODE turns tokens off, the variables include a new token that protects the cluster. By default, Ray
     would write a token to the user's home folder, or start the cluster without a token.
 
-    The variables also set the nice value of workers to 0, unless the user has set another value. At Ray's default of
-    15, one busy process of another program on the same core would leave a worker almost no CPU time.
+    The variables also include `_OWN_SETTINGS`, unless the user has set other values.
     """
-    environment = {_NICENESS: os.environ.get(_NICENESS, "0")}
+    environment = {name: os.environ.get(name, value) for name, value in _OWN_SETTINGS.items()}
     if _mode() in ("", "token"):
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return environment

@@ -93,6 +93,8 @@ class _Trainer:
         """
         # keep the workers' working directory, which Ray Train would otherwise change
         os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+        # save a process that announces nodes about to be removed, since the training loop does not react to it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         import ray.train.torch
         from ray.train.v2.api.config import LoggingConfig
 

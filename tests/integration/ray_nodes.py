@@ -17,27 +17,77 @@ from priorkit.pipeline.compute.settings import ComputeSettings
 
 from .conftest import wait_for
 
-QUICK_DEATHS = {
-    "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3
+SYSTEM = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+    "prestart_worker_first_driver": False,
+    "memory_monitor_refresh_ms": 0,
+}
+"""Ray's settings: a dead node is noticed within 2 seconds instead of 15, no worker starts before it is needed, and none
+is killed because other programs use the machine's memory."""
+HEAD: dict[str, Any] = {
+    "_system_config": SYSTEM, "include_dashboard": False, "include_log_monitor": False, "no_monitor": True
 }  # fmt: skip
-"""Ray's own limits let a dead node pass for a live one for a quarter of a minute."""
+"""Options of the head node, without the processes that the tests do not need."""
+
+
+class RayCluster:
+    """Ray cluster of nodes on this machine, which this process has joined. A test may kill any node but the head.
+
+    Args:
+        head_cpus: CPUs of the head, on which the driver is.
+        others: number of other nodes, with 1 CPU each.
+    """
+
+    def __init__(self, head_cpus: int, others: int) -> None:
+        self._others = others
+        self._cluster = Cluster()
+        try:
+            self._head = self._cluster.add_node(wait=False, num_cpus=head_cpus, object_store_memory=80_000_000, **HEAD)
+            self.complete()
+            ray.init(address=self._cluster.address, log_to_driver=False)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def nodes(self) -> list[Any]:
+        """All nodes that have not been killed, the head first."""
+        others = self._cluster.list_all_nodes()
+        others.remove(self._head)
+        return [self._head, *others]
+
+    def add_node(self) -> None:
+        """Start one more node with 1 CPU."""
+        self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=80_000_000)
+        self._cluster.wait_for_nodes(timeout=900)
+
+    def complete(self) -> None:
+        """Start a node for each that has been killed."""
+        while len(self.nodes) <= self._others:
+            self.add_node()
+
+    def kill(self, node: Any) -> None:
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def wait_until_idle(self) -> None:
+        """Wait until no worker holds a CPU of the cluster."""
+        wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"))
+
+    def stop(self) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
 
 
 @contextlib.contextmanager
-def cluster(*cpus: int) -> Iterator[tuple[Cluster, list[Any]]]:
-    """A Ray cluster of nodes on this machine, the head first."""
-    made = Cluster()
+def cluster(head_cpus: int, others: int = 0) -> Iterator[RayCluster]:
+    """A Ray cluster that ends with the block."""
+    started = RayCluster(head_cpus, others)
     try:
-        nodes = []
-        for number, count in enumerate(cpus):
-            head = {"_system_config": QUICK_DEATHS, "include_dashboard": False} if number == 0 else {}
-            nodes.append(made.add_node(num_cpus=count, object_store_memory=80_000_000, **head))
-        made.wait_for_nodes()
-        ray.init(address=made.address, log_to_driver=False)
-        yield made, nodes
+        yield started
     finally:
-        ray.shutdown()
-        made.shutdown()
+        started.stop()
 
 
 @contextlib.contextmanager
@@ -60,22 +110,22 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def losing_a_node(marks: Marks) -> Iterator[tuple[str, str]]:
-    """A cluster of two nodes, of which the second begins a shard, gets no further and is killed.
+def losing_a_node(nodes: RayCluster, marks: Marks) -> Iterator[tuple[str, str]]:
+    """Two workers on two nodes, of which the last node begins a shard, gets no further and is killed.
 
     Yields:
         The nodes' names, that of the lost one last.
     """
-    with cluster(1, 1) as (made, (head, other)):
-        head_id, other_id = head.node_id, other.node_id
-        marks.hold(other_id)
+    head, other = nodes.nodes[-2:]
+    head_id, other_id = head.node_id, other.node_id
+    marks.hold(other_id)
 
-        def kill_node() -> None:
-            wait_for(lambda: marks.nodes() == {head_id, other_id})
-            made.remove_node(other, allow_graceful=False)
+    def kill_node() -> None:
+        wait_for(lambda: marks.nodes() == {head_id, other_id})
+        nodes.kill(other)
 
-        with meanwhile(kill_node):
-            yield head_id, other_id
+    with meanwhile(kill_node):
+        yield head_id, other_id
 
 
 class Marks:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.errors import PriorkitError
 
 from .conftest import wait_for
-from .ray_nodes import Marks, cluster, losing_a_node, meanwhile
+from .ray_nodes import Marks, RayCluster, cluster, losing_a_node, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -36,6 +36,20 @@ def download_settings() -> DownloadSettings:
     return DownloadSettings(
         rows_per_shard=ROWS_PER_SHARD, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
     )
+
+
+@pytest.fixture(scope="module")
+def shared_nodes() -> Iterator[RayCluster]:
+    with cluster(1, 1) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(shared_nodes: RayCluster) -> RayCluster:
+    """A head and another node with a CPU each, shared by the module and with no node missing."""
+    shared_nodes.complete()
+    shared_nodes.wait_until_idle()
+    return shared_nodes
 
 
 @pytest.fixture
@@ -61,16 +75,15 @@ def fetched_twice(image_server: Any, url_list: Any) -> set[str]:
 
 
 def test_two_nodes_share_the_work(
-    url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
-    tmp_path: Path, folder_bytes: FolderBytes,
+    nodes: RayCluster, url_list: Any, image_server: Any, download_settings: DownloadSettings,
+    expected: dict[str, bytes], marks: Marks, tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     told: list[tuple[int, int | None, str]] = []
-    with cluster(1, 1) as (_, nodes):
-        result = download(
-            str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS,
-            progress=lambda done, total, note: told.append((done, total, note)),
-        )  # fmt: skip
-        assert marks.nodes() == {node.node_id for node in nodes}
+    result = download(
+        str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS,
+        progress=lambda done, total, note: told.append((done, total, note)),
+    )  # fmt: skip
+    assert marks.nodes() == {node.node_id for node in nodes.nodes}
     assert (result.done_now, result.rows) == (SHARDS, 63)
     assert folder_bytes(tmp_path / "out") == expected
     assert fetched_twice(image_server, url_list) <= LAST_SHARDS
@@ -80,8 +93,8 @@ def test_two_nodes_share_the_work(
 
 
 def test_a_worker_that_is_killed_costs_no_finished_shard(
-    url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
-    tmp_path: Path, folder_bytes: FolderBytes,
+    nodes: RayCluster, url_list: Any, image_server: Any, download_settings: DownloadSettings,
+    expected: dict[str, bytes], marks: Marks, tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     killed: list[str] = []
     finished: set[str] = set()
@@ -94,7 +107,7 @@ def test_a_worker_that_is_killed_costs_no_finished_shard(
         os.kill(int(pid), signal.SIGKILL)
         killed.append(shard)
 
-    with cluster(2), meanwhile(kill_one):
+    with meanwhile(kill_one):
         result = download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
     assert result.done_now == SHARDS
     assert folder_bytes(tmp_path / "out") == expected
@@ -105,20 +118,21 @@ def test_a_worker_that_is_killed_costs_no_finished_shard(
 
 
 def test_a_node_that_is_killed_costs_no_finished_shard(
-    url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
-    tmp_path: Path, folder_bytes: FolderBytes,
+    nodes: RayCluster, url_list: Any, image_server: Any, download_settings: DownloadSettings,
+    expected: dict[str, bytes], marks: Marks, tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
-    with losing_a_node(marks) as (head_id, other_id):
+    with losing_a_node(nodes, marks) as (left_id, lost_id):
         download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)
     assert folder_bytes(tmp_path / "out") == expected
-    (lost,) = marks.begun_by(other_id)
-    assert lost in marks.begun_by(head_id)
+    (lost,) = marks.begun_by(lost_id)
+    assert lost in marks.begun_by(left_id)
     assert fetched_twice(image_server, url_list) <= {lost, *LAST_SHARDS}
 
 
 def test_a_cluster_that_is_lost_is_gone_on_from_in_one_process(
-    url_list: Any, image_server: Any, download_settings: DownloadSettings, expected: dict[str, bytes], marks: Marks,
-    tmp_path: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,
+    nodes: RayCluster, url_list: Any, image_server: Any, download_settings: DownloadSettings,
+    expected: dict[str, bytes], marks: Marks, tmp_path: Path, folder_bytes: FolderBytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """All workers die, again and again, until the run gives up; then the same without Ray."""
 
@@ -133,7 +147,7 @@ def test_a_cluster_that_is_lost_is_gone_on_from_in_one_process(
             time.sleep(0.02)
 
     ended: list[bool] = []
-    with cluster(2), meanwhile(kill_all):
+    with meanwhile(kill_all):
         try:
             with pytest.raises(PriorkitError, match="has taken down 4 Ray workers"):
                 download(str(url_list.path), str(tmp_path / "out"), download_settings, compute=TWO_WORKERS)

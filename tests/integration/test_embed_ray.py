@@ -24,7 +24,7 @@ from priorkit.pipeline.errors import PriorkitError
 
 from ..conftest import picture
 from .conftest import wait_for
-from .ray_nodes import Marks, cluster, losing_a_node, meanwhile
+from .ray_nodes import Marks, RayCluster, cluster, losing_a_node, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -45,13 +45,33 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def expected_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("expected") / "out"
+
+
 @pytest.fixture
 def expected(
-    shards: Path, embed_settings: EmbedSettings, tmp_path: Path, folder_bytes: FolderBytes
+    shards: Path, embed_settings: EmbedSettings, expected_folder: Path, folder_bytes: FolderBytes
 ) -> dict[str, bytes]:
     """What one process makes of the shards without being disturbed."""
-    embed(str(shards), str(tmp_path / "expected"), embed_settings)
-    return folder_bytes(tmp_path / "expected")
+    if not expected_folder.exists():
+        embed(str(shards), str(expected_folder), embed_settings)
+    return folder_bytes(expected_folder)
+
+
+@pytest.fixture(scope="module")
+def shared_nodes() -> Iterator[RayCluster]:
+    with cluster(0, 2) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(shared_nodes: RayCluster) -> RayCluster:
+    """A head without CPUs and two nodes with one each, shared by the module and with no node missing."""
+    shared_nodes.complete()
+    shared_nodes.wait_until_idle()
+    return shared_nodes
 
 
 @pytest.fixture
@@ -63,8 +83,8 @@ def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Marks:
 
 
 def test_workers_that_are_killed_at_any_instant_change_no_byte(
-    shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings, tmp_path: Path,
-    folder_bytes: FolderBytes,
+    nodes: RayCluster, shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings,
+    tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     instants = random.Random(0)
     killed: list[int] = []
@@ -80,7 +100,7 @@ def test_workers_that_are_killed_at_any_instant_change_no_byte(
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
-    with cluster(2), meanwhile(kill_some):
+    with meanwhile(kill_some):
         result = embed(str(shards), str(tmp_path / "out"), embed_settings, compute=TWO_WORKERS)
     assert (result.done_now, result.counts) == (SHARDS, {"success": SHARDS * SAMPLES})
     assert len(killed) >= 2
@@ -89,40 +109,37 @@ def test_workers_that_are_killed_at_any_instant_change_no_byte(
 
 
 def test_a_node_that_is_killed_changes_no_byte(
-    shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings, tmp_path: Path,
-    folder_bytes: FolderBytes,
+    nodes: RayCluster, shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings,
+    tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     """The other node has no room for one more worker: the one that it has does the work of both."""
-    with losing_a_node(marks) as (head_id, other_id):
+    with losing_a_node(nodes, marks) as (left_id, lost_id):
         embed(str(shards), str(tmp_path / "out"), embed_settings, compute=TWO_WORKERS)
     assert folder_bytes(tmp_path / "out") == expected
-    (lost,) = marks.begun_by(other_id)
-    assert lost in marks.begun_by(head_id)
-    assert len(marks.processes(head_id)) == 1
+    (lost,) = marks.begun_by(lost_id)
+    assert lost in marks.begun_by(left_id)
+    assert len(marks.processes(left_id)) == 1
 
 
 def test_a_worker_is_replaced_on_another_node_where_there_is_room(
-    shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings, tmp_path: Path,
-    folder_bytes: FolderBytes,
+    nodes: RayCluster, shards: Path, expected: dict[str, bytes], marks: Marks, embed_settings: EmbedSettings,
+    tmp_path: Path, folder_bytes: FolderBytes,
 ) -> None:  # fmt: skip
     """The only worker is on the node that dies; the other node has had no room for it until then."""
-    with cluster(1, 1) as (made, nodes):
-        by_id = {node.node_id: node for node in nodes}
-        head_id = nodes[0].node_id
-        blocker = ray.remote(lambda: time.sleep(3600)).options(num_cpus=1, scheduling_strategy=_on_node(head_id))
-        blocking = blocker.remote()
-        wait_for(lambda: ray.available_resources().get("CPU", 0) == 1)
+    _, blocked, other = nodes.nodes
+    blocker = ray.remote(lambda: time.sleep(3600)).options(num_cpus=1, scheduling_strategy=_on_node(blocked.node_id))
+    blocking = blocker.remote()
+    wait_for(lambda: ray.available_resources().get("CPU", 0) == 1)
 
-        def kill_node() -> None:
-            wait_for(lambda: len(marks.begun()) >= 3)
-            (node,) = marks.nodes()
-            assert node != head_id
-            made.remove_node(by_id[node], allow_graceful=False)
-            ray.cancel(blocking, force=True)
+    def kill_node() -> None:
+        wait_for(lambda: len(marks.begun()) >= 3)
+        assert marks.nodes() == {other.node_id}
+        nodes.kill(other)
+        ray.cancel(blocking, force=True)
 
-        with meanwhile(kill_node):
-            embed(str(shards), str(tmp_path / "out"), embed_settings, compute=ComputeSettings(backend="ray", workers=1))
-        assert head_id in marks.nodes()
+    with meanwhile(kill_node):
+        embed(str(shards), str(tmp_path / "out"), embed_settings, compute=ComputeSettings(backend="ray", workers=1))
+    assert blocked.node_id in marks.nodes()
     assert folder_bytes(tmp_path / "out") == expected
 
 
@@ -132,46 +149,42 @@ def _on_node(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
 
-def test_a_cluster_that_loses_all_its_room_is_an_error_and_not_a_wait_for_ever() -> None:
-    with cluster(0, 1) as (made, (_, other)):
-        begun = time.monotonic()
-
-        def tasks() -> Iterator[int]:
-            yield from range(100)
-
-        def make_worker() -> Callable[[int, int | None], int]:
-            def work(task: int, following: int | None) -> int:
-                time.sleep(0.5)  # so that work is left when the node goes
-                return task
-
-            return work
-
-        results = map_shards(make_worker, tasks(), ComputeSettings(backend="ray"))
-        assert next(results) in range(3)
-        made.remove_node(other, allow_graceful=False)
-        with pytest.raises(PriorkitError, match="cpus_per_worker=1, but the Ray cluster has 0 CPU"):
-            list(results)
-        assert time.monotonic() - begun < 600
-
-
 def test_fewer_places_than_workers_is_no_wait_for_ever_and_a_deadly_task_is_named(
-    tmp_path: Path,
+    nodes: RayCluster, tmp_path: Path
 ) -> None:
-    with cluster(2):
-        more = ComputeSettings(backend="ray", workers=5)
-        assert sorted(map_shards(lambda: lambda task, following: task, range(12), more)) == list(range(12))
+    more = ComputeSettings(backend="ray", workers=5)
+    assert sorted(map_shards(lambda: lambda task, following: task, range(12), more)) == list(range(12))
 
-        folder = str(tmp_path)
+    folder = str(tmp_path)
 
-        def make_worker() -> Callable[[int, int | None], int]:
-            def work(task: int, following: int | None) -> int:
-                if task == 3:
-                    open(os.path.join(folder, str(os.getpid())), "w").close()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return task
+    def make_worker() -> Callable[[int, int | None], int]:
+        def work(task: int, following: int | None) -> int:
+            if task == 3:
+                open(os.path.join(folder, str(os.getpid())), "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return task
 
-            return work
+        return work
 
-        with pytest.raises(PriorkitError, match="shard 3 has taken down 4 Ray workers"):
-            list(map_shards(make_worker, range(6), TWO_WORKERS))
-        assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(PriorkitError, match="shard 3 has taken down 4 Ray workers"):
+        list(map_shards(make_worker, range(6), TWO_WORKERS))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_cluster_that_loses_all_its_room_is_an_error_and_not_a_wait_for_ever(
+    nodes: RayCluster,
+) -> None:
+    def make_worker() -> Callable[[int, int | None], int]:
+        def work(task: int, following: int | None) -> int:
+            while task:  # the second task goes on until the nodes are killed
+                time.sleep(0.05)
+            return task
+
+        return work
+
+    results = map_shards(make_worker, range(100), ComputeSettings(backend="ray"))
+    assert next(results) == 0
+    for node in nodes.nodes[1:]:
+        nodes.kill(node)
+    with pytest.raises(PriorkitError, match="cpus_per_worker=1, but the Ray cluster has 0 CPU"):
+        list(results)

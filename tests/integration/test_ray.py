@@ -19,17 +19,24 @@ from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 from priorkit.pipeline.errors import InputError, PriorkitError
 
+from .ray_nodes import SYSTEM
+
 FolderBytes = Callable[[Path], dict[str, bytes]]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    """One cluster for the module, since each takes seconds to start; one test leaves it to priorkit."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+@pytest.fixture(scope="module")
+def _end() -> Iterator[None]:
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _cluster(_end: None) -> None:
+    """One cluster for the module, since each takes seconds to start; after a test that ends it, there is another."""
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=SYSTEM)
 
 
 def test_download_and_embed_give_the_bytes_of_one_process(
@@ -141,18 +148,26 @@ def test_a_demand_that_the_cluster_can_never_meet_is_refused_at_once() -> None:
 
 
 def test_a_cluster_that_is_not_there_is_a_clear_error_and_none_is_left_running() -> None:
+    """Nor is Ray's handler of SIGTERM, which would end the process with a dump and another exit code."""
     ray.shutdown()
+    handlers: list[Any] = []
+
+    def tasks() -> Iterator[int]:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        yield from (1, 2)
+
+    def make_worker() -> Callable[[int, int | None], str]:
+        return lambda task, following: str(task)
+
+    def handler(number: int, frame: Any) -> None:
+        pass
+
+    with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address='auto'"):
+        list(map_shards(make_worker, [1], ComputeSettings(backend="ray", address="auto")))
+    before = signal.signal(signal.SIGTERM, handler)
     try:
-        with pytest.raises(PriorkitError, match=r"cannot join Ray at compute\.address='auto'"):
-            list(
-                map_shards(
-                    lambda: lambda task, following: str(task), [1], ComputeSettings(backend="ray", address="auto")
-                )
-            )
-        assert list(map_shards(lambda: lambda task, following: str(task), [1, 2], ComputeSettings(backend="ray"))) == [
-            "1",
-            "2",
-        ]
-        assert not ray.is_initialized()
+        assert list(map_shards(make_worker, tasks(), ComputeSettings(backend="ray"))) == ["1", "2"]
     finally:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        signal.signal(signal.SIGTERM, before)
+    assert handlers == [handler]
+    assert not ray.is_initialized()

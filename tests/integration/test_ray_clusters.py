@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import ray
 
-from .conftest import PRIORKIT, environment, wait_for
+from .conftest import environment, wait_for
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOKEN = "a-token-of-the-tests"
 STALE = "127.0.0.1:6399"
@@ -51,6 +51,23 @@ else:
 """Maps over two tasks in a worker of the cluster of `compute.address`, and prints what came of it."""
 
 
+WITHOUT_HELPERS = ("--include-dashboard=false", "--include-log-monitor=false", "--no-monitor")
+"""Options of `ray start` that leave out processes which the tests do not need."""
+SEPARATOR = "---"
+COMMANDS = f"""
+import json, sys
+from priorkit import cli
+
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["priorkit", *arguments]
+    codes.append(cli._run())
+    print({SEPARATOR!r})
+print(codes)
+"""
+"""Runs commands one after the other in a process, which imports torch once, and prints their exit codes last."""
+
+
 @dataclass
 class Home:
     """A user's home and Ray's folder; the latter short, since paths of sockets are."""
@@ -60,12 +77,13 @@ class Home:
 
     def variables(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in environment().items() if not name.startswith(("RAY_", "GOMP_"))}
-        return {**kept, "HOME": str(self.home), "RAY_TMPDIR": str(self.ray), **more}
+        ours = {"HOME": str(self.home), "RAY_TMPDIR": str(self.ray), "RAY_memory_monitor_refresh_ms": "0"}
+        return {**kept, **ours, **more}
 
     def map(self, address: str | None = None, **variables: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-c", MAP, json.dumps(address)],
-            env=self.variables(**variables), capture_output=True, text=True, timeout=600,
+            env=self.variables(**variables), capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -117,9 +135,10 @@ def head(home: Home, port: int, *options: str, program: str = "") -> Iterator[No
     started = subprocess.Popen(
         [
             sys.executable, "-c", code, "start", "--head", "--block", f"--port={port}", "--num-cpus=1",
-            "--include-dashboard=false", "--disable-usage-stats", f"--ray-client-server-port={free_port()}", *options,
+            "--disable-usage-stats", f"--ray-client-server-port={free_port()}", *WITHOUT_HELPERS, *options,
         ],
-        env=home.variables(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=home.variables(RAY_prestart_worker_first_driver="0"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
     )  # fmt: skip
     try:
         assert started.stdout is not None
@@ -204,20 +223,17 @@ def test_gpus_that_torch_cannot_use_leave_the_cpu_and_the_summary_says_so(
     training = changed(SMALL_TRAIN, steps=2, device="auto").model_dump(mode="json")
     recipe.write_text(json.dumps({"train": training}))
 
-    def train(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [PRIORKIT, "train", str(recipe), "--embeddings", str(embeddings), "--prior", str(tmp_path / "prior")]
-        return subprocess.run(
-            [*command, "--workers", "1", *options], env=user.variables(RAY_ADDRESS="auto"),
-            capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-
-    assert train("--dry-run").returncode == 0
-    refused = train("--set", "train.device=cuda")
-    assert refused.returncode == 1
-    assert "train.device=cuda, but torch can use none of the Ray cluster's 1 GPUs" in refused.stderr
-    done = train("--json")
+    command = ["train", str(recipe), "--embeddings", str(embeddings), "--prior", str(tmp_path / "prior")]
+    options = (["--dry-run"], ["--set", "train.device=cuda"], ["--json"])
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps([[*command, "--workers", "1", *more] for more in options])],
+        env=user.variables(RAY_ADDRESS="auto"), capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    *_, output, codes = done.stdout.split(SEPARATOR)
+    assert json.loads(codes) == [0, 1, 0], done.stderr
+    assert "train.device=cuda, but torch can use none of the Ray cluster's 1 GPUs" in done.stderr
+    result = json.loads(output)
     assert result["device"].startswith("cpu, ")
     assert result["device"].endswith("; torch can use none of the Ray cluster's 1 GPUs")
     assert f":{port} (RAY_ADDRESS=auto)" in result["cluster"]

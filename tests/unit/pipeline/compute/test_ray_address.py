@@ -108,11 +108,14 @@ def test_a_cluster_of_our_own_gets_a_new_token(monkeypatch: pytest.MonkeyPatch) 
     assert "RAY_AUTH_TOKEN" not in own_environment()
 
 
-def test_workers_of_our_own_cluster_have_the_priority_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_worker_niceness", raising=False)
-    assert own_environment()["RAY_worker_niceness"] == "0"
-    monkeypatch.setenv("RAY_worker_niceness", "7")
-    assert own_environment()["RAY_worker_niceness"] == "7"
+@pytest.mark.parametrize("name", ["RAY_worker_niceness", "RAY_prestart_worker_first_driver"])
+def test_workers_of_our_own_cluster_have_normal_priority_and_start_when_needed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    assert own_environment()[name] == "0"
+    monkeypatch.setenv(name, "7")
+    assert own_environment()[name] == "7"
 
 
 @pytest.mark.parametrize(
