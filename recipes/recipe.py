@@ -8,6 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from fsspec.implementations.local import LocalFileSystem
+
 from ..pipeline.clip.settings import ClipSettings
 from ..pipeline.config import PipelineSettings
 from ..pipeline.contract.embedding_files import EMBEDDING_STAGES, pair_files
@@ -250,6 +252,8 @@ def _read_file(path: str) -> str | bytes:
     """
     fs, plain_path = open_location(path)
     try:
+        if isinstance(fs, LocalFileSystem):
+            return Path(plain_path).read_bytes()  # fsspec seeks, which fails for a pipe such as bash's <(command)
         return fs.cat_file(plain_path)  # type: ignore[no-any-return]
     except FileNotFoundError:
         for name in recipe_names():

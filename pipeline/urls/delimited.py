@@ -46,7 +46,7 @@ _OTHER_SEPARATORS = {
     "|": _REWRITE % "|",
     ",": "rename it, so that its name ends in .csv",
 }
-"""What to do about a file that uses another separator than the delimiter of its format, by separator."""
+"""Advice for a file whose separator differs from the delimiter of its format, by separator."""
 
 
 def looks_like_url(text: str) -> bool:

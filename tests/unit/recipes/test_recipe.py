@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,15 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
 def test_a_recipe_may_be_remote() -> None:
     Store("memory://recipes-test").write_json("remote.yaml", {"train": {"steps": 77}})  # JSON is YAML
     assert load_recipe("memory://recipes-test/remote.yaml").train.steps == 77
+
+
+def test_a_recipe_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "recipe.yaml"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("train: {steps: 77}",))
+    writer.start()
+    assert load_recipe(str(pipe)).train.steps == 77
+    writer.join()
 
 
 def test_overrides_win_and_are_yaml(tmp_path: Path) -> None:
