@@ -63,11 +63,11 @@ def test_another_missing_module_is_not_explained() -> None:
     assert explain_missing(ModuleNotFoundError("no name"), "x") is None
 
 
-def test_the_light_install_of_the_docs_has_what_sampling_needs() -> None:
+def test_the_light_install_of_the_docs_has_what_sampling_and_doctor_need() -> None:
     page = (ROOT / "docs" / "pages" / "install.md").read_text(encoding="utf-8")
     line = re.search(r'^(pip install "torch.*)$', page, re.MULTILINE)
     assert line is not None
-    needed = install_command(list(CHAIN["sample, of stored embeddings"]))
+    needed = install_command([*CHAIN["sample, of stored embeddings"], "packaging"])
     assert sorted(line.group(1).split()) == sorted(needed.split())
 
 
