@@ -312,6 +312,11 @@ def _check_data(recipe: Recipe, first: StageName, until: StageName, *, limit: in
     folders = recipe.folders
     if first == "download" and recipe.demo_port is not None and not Path(recipe.url_list).exists():
         raise InputError(f"{recipe.urls}: its images and list are made by the first run, so there is no plan yet")
+    if first == "download" and recipe.urls is None and not Path(recipe.url_list).exists():
+        raise InputError(
+            f"the recipe names no urls, and there is no {recipe.url_list} here; name a list, as in --set urls=LIST, or "
+            "name folders.images or folders.embeddings, from which a run begins with embed or train"
+        )
     if first == "download":
         check_download(recipe.url_list, folders.images, recipe.download, limit=limit, overwrite=overwrite)
     embeddings = Store(folders.embeddings)

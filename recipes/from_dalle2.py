@@ -126,7 +126,7 @@ def convert_config(config: str) -> Converted:
         InputError: the file is not JSON.
     """
     described = read_config(config)
-    if not isinstance(described, dict) or not isinstance(described.get("prior", described), dict):
+    if not isinstance(described, dict) or not described or not isinstance(described.get("prior", described), dict):
         raise SettingsError(f"{config}: holds no settings; the JSON of dalle2-pytorch's training script is needed")
     if "decoder" in described and "prior" not in described:
         raise SettingsError(f"{config}: configures a decoder; priorkit trains priors, whose JSON has a section `prior`")

@@ -194,6 +194,9 @@ def json_shape(file: TextIO, url_column: str) -> JsonShape:
     Args:
         file: text file, positioned at its start.
         url_column: name of the column of URLs.
+
+    Raises:
+        RowsError: the only list of objects is inside an object under a key.
     """
     text = file.read(_READ_CHARACTERS)
     with contextlib.suppress(ValueError):  # raised if the object continues after the first block
@@ -210,6 +213,7 @@ def _is_url(key: str, value: Any, url_column: str) -> bool:
 
 def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
     table: JsonShape | None = None
+    nested = ""
     has_columns = False
     values, rows = 0, 0
     stream.expect("{")
@@ -231,12 +235,17 @@ def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
             has_url = False
             for position, label in enumerate(stream.object_keys()):
                 has_columns |= position == 0 and label == "0"  # as pandas labels the rows of each column
-                has_url |= _is_url(label, stream.value(), url_column)
+                value = stream.value()
+                has_url |= _is_url(label, value, url_column)
+                if isinstance(value, list) and value and isinstance(value[0], dict):
+                    nested = nested or f".{key}.{label}"
             rows += has_url
         elif _is_url(key, stream.value(), url_column):
             return JsonShape("rows")
     if table is not None or has_columns:
         return table or JsonShape("columns")
+    if nested and not rows:
+        raise RowsError(f"its list of objects is two levels deep; write it alone: jq {nested} OLD.json > NEW.json")
     return JsonShape("values" if rows == values > 1 else "rows")
 
 

@@ -205,6 +205,13 @@ def test_progress_opens_with_the_unit_of_the_stage(make_recipe: MakeRecipe, tmp_
     assert opened == [("download", "rows")]
 
 
+def test_a_recipe_without_a_list_says_what_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(None, [f"folders.prior={tmp_path / 'prior'}"])
+    with pytest.raises(InputError, match=r"names no urls, and there is no urls\.parquet here; name a list, as"):
+        check(recipe, until="download")
+
+
 def test_the_demo_has_no_plan_before_its_first_run(tmp_path: Path) -> None:
     recipe: Any = load_recipe("demo", [f"folders.images={tmp_path / 'images'}"])
     with pytest.raises(InputError, match="priorkit:demo: its images and list are made by the first run"):

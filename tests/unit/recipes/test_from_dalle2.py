@@ -188,6 +188,7 @@ def test_a_named_configuration_gives_a_recipe(tmp_path: Path) -> None:
     ("config", "error", "message"),
     [
         ({"decoder": {"unets": []}}, SettingsError, "configures a decoder; priorkit trains priors"),
+        ({}, SettingsError, "holds no settings; the JSON of dalle2"),
         ([1], SettingsError, "holds no settings; the JSON of dalle2-pytorch's training script is needed"),
         ({"prior": {"net": {"depth": 3}}}, SettingsError, r"net\.dim"),
         (changed(train__epochs="two"), SettingsError, r"train\.epochs='two' is not a positive number"),

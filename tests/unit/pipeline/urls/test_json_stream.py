@@ -90,6 +90,12 @@ def test_a_nested_url_column_finds_its_rows() -> None:
     assert json_shape(io.StringIO(json.dumps(value)), "image.url") == JsonShape("key", "data")
 
 
+def test_rows_two_levels_deep_are_refused_with_a_command() -> None:
+    value = {"info": {"n": 1}, "data": {"count": 2, "items": [{"url": url} for url in U]}}
+    with pytest.raises(RowsError, match=r"two levels deep; write it alone: jq \.data\.items OLD\.json > NEW\.json"):
+        json_shape(io.StringIO(json.dumps(value)), "url")
+
+
 @SIZES
 def test_rows_under_a_key_are_read(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(json_stream, "_READ_CHARACTERS", size)
