@@ -26,7 +26,7 @@ test: $(INSTALLED)
 # because xdist would otherwise start the demo, the longest test, last.
 MARKED := -m "slow or root or nginx or browser"
 RAY_TESTS := $(wildcard tests/integration/test_*ray*.py)
-# Only these files are collected, because each process needs half a minute to collect all tests.
+# Only files that contain such a mark are collected, because collecting all tests takes each process many seconds.
 MARKED_TESTS = $(sort $(shell grep -rlE --include='test_*.py' 'mark\.(slow|root|nginx|browser)' tests))
 test-marked: test-marked-ray test-marked-rest
 

@@ -232,10 +232,11 @@ def url_list(image_server: ImageServer, tmp_path: Path) -> UrlList:
 
 @pytest.fixture(scope="session")
 def download_settings() -> DownloadSettings:
-    """Small shards from this machine, decoded by one process."""
+    """Small shards from this machine, decoded by one process, with time for a busy machine."""
     return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
-    )
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1,
+        timeout_seconds=600, decode_timeout_seconds=600,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -80,7 +80,8 @@ class Command:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None and self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the server is about to say so
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)

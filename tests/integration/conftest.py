@@ -234,7 +234,7 @@ class Workspace:
 
 
 def stop(process: subprocess.Popen[str] | Command, number: signal.Signals) -> str:
-    """Send a signal that a command must end on at once, resumable; returns what it said."""
+    """Send a signal on which a command must end so that it can be resumed, and return its errors."""
     process.send_signal(number)
     try:
         _, error = process.communicate(timeout=HANG_SECONDS)

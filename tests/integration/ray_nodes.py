@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from priorkit.pipeline.compute.settings import ComputeSettings
 
-from .conftest import wait_for
+from .conftest import HANG_SECONDS, wait_for
 
 SYSTEM = {
     "health_check_initial_delay_ms": 1000,
@@ -61,7 +61,7 @@ class RayCluster:
     def add_node(self) -> None:
         """Start one more node with 1 CPU."""
         self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=80_000_000)
-        self._cluster.wait_for_nodes(timeout=900)
+        self._cluster.wait_for_nodes(timeout=HANG_SECONDS)
 
     def complete(self) -> None:
         """Start a node for each that has been killed."""
@@ -101,7 +101,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)  # if the block fails, it may wait for ever
     thread.start()
     yield
     thread.join()

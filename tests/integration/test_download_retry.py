@@ -70,8 +70,9 @@ def source(listed: Path, flaky: FlakyServer, tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def settings() -> DownloadSettings:
     return DownloadSettings(
-        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1, retries=0
-    )
+        rows_per_shard=20, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1, retries=0,
+        timeout_seconds=600, decode_timeout_seconds=600,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,6 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_kill_at_any_instant_of_a_retry_loses_no_image(
     flaky: FlakyServer, source: str, settings: DownloadSettings, expected: dict[str, bytes], failed: Path,
     folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,

@@ -22,7 +22,7 @@ from priorkit.pipeline.download.stage import download
 
 from .hostile_server import BEHAVIOURS, MAX_BYTES, ROBOTS, Places
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 ROWS, ROWS_PER_SHARD = 100_000, 10_000
 DEADLINE = 5
@@ -31,6 +31,11 @@ CONCURRENCY = 256
 """What one server in Python, on the machine of the download, answers within the deadline."""
 PLAIN_SHARE = 5
 """How many ordinary images there are for each behaviour."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_decoders() -> None:
+    """Nothing: `Watch` counts decoder processes, which must be children of this process."""
 
 
 @contextlib.contextmanager

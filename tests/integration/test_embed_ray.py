@@ -137,8 +137,11 @@ def test_a_worker_is_replaced_on_another_node_where_there_is_room(
         nodes.kill(other)
         ray.cancel(blocking, force=True)
 
-    with meanwhile(kill_node):
-        embed(str(shards), str(tmp_path / "out"), embed_settings, compute=ComputeSettings(backend="ray", workers=1))
+    try:
+        with meanwhile(kill_node):
+            embed(str(shards), str(tmp_path / "out"), embed_settings, compute=ComputeSettings(backend="ray", workers=1))
+    finally:
+        ray.cancel(blocking, force=True)
     assert blocked.node_id in marks.nodes()
     assert folder_bytes(tmp_path / "out") == expected
 

@@ -22,7 +22,7 @@ from priorkit.pipeline.errors import InputError, PriorkitError
 from .ray_nodes import SYSTEM
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 
 

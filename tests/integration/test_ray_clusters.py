@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import ray
 
-from .conftest import environment, wait_for
+from .conftest import HANG_SECONDS, environment, wait_for
 from .synthetic import SMALL_TRAIN, changed, write_embeddings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 TOKEN = "a-token-of-the-tests"
 STALE = "127.0.0.1:6399"
@@ -83,7 +83,7 @@ class Home:
     def map(self, address: str | None = None, **variables: str) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-c", MAP, json.dumps(address)],
-            env=self.variables(**variables), capture_output=True, text=True, timeout=900,
+            env=self.variables(**variables), capture_output=True, text=True, timeout=HANG_SECONDS,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -227,7 +227,7 @@ def test_gpus_that_torch_cannot_use_leave_the_cpu_and_the_summary_says_so(
     options = (["--dry-run"], ["--set", "train.device=cuda"], ["--json"])
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps([[*command, "--workers", "1", *more] for more in options])],
-        env=user.variables(RAY_ADDRESS="auto"), capture_output=True, text=True, timeout=900,
+        env=user.variables(RAY_ADDRESS="auto"), capture_output=True, text=True, timeout=HANG_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *_, output, codes = done.stdout.split(SEPARATOR)

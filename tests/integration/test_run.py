@@ -42,6 +42,8 @@ def build_recipe(served: Served, clip: Path, data: Path, **changes: Any) -> Reci
             "image_size": 32,
             "allow_private_addresses": True,
             "decode_processes": 1,
+            "timeout_seconds": 600,
+            "decode_timeout_seconds": 600,
         },
         "embed": {
             "clip": {"model": f"local-dir:{clip}"},

@@ -313,7 +313,6 @@ def kill_and_compare(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_twenty_times_and_resumed_is_bitwise_uninterrupted(
     small_train: TrainSettings, tmp_path: Path, folder_bytes: FolderBytes
 ) -> None:

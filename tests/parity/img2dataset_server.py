@@ -55,6 +55,8 @@ class Img2dataset:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._errors.seek(0)
+        self._errors.truncate()
         self._process.stdin.write(json.dumps(options) + "\n")
         self._process.stdin.flush()
         code = self._process.stdout.readline()

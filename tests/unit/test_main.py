@@ -30,7 +30,7 @@ __main__.main()
 
 def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, cwd=folder, timeout=120,
+        ["bash", "-c", command], capture_output=True, text=True, cwd=folder, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder), **environment},
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_ctrl_c_while_modules_load_prints_nothing(tmp_path: Path) -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'priorkit.cli':\n"
         "            print('loading', flush=True)\n"
-        "            time.sleep(60)\n"
+        "            time.sleep(3600)\n"
         "sys.meta_path.insert(0, Slow())\n"
         "from priorkit.__main__ import main\n"
         "main()\n"
@@ -109,7 +109,7 @@ def test_ctrl_c_while_modules_load_prints_nothing(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=600)[1] == ""
     assert process.returncode == -signal.SIGINT
 
 
@@ -148,7 +148,7 @@ def test_each_signal_ends_a_command_with_a_message(tmp_path: Path) -> None:
             except OSError:
                 time.sleep(0.05)
         os.kill(pid, number)
-    assert process.communicate(timeout=240)[0].split() == ["130"] * len(SIGNALS)
+    assert process.communicate(timeout=600)[0].split() == ["130"] * len(SIGNALS)
     for writer in writers:
         os.close(writer)
     for name in names:

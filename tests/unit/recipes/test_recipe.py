@@ -171,7 +171,7 @@ def test_a_recipe_may_be_remote() -> None:
 def test_a_recipe_may_be_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "recipe.yaml"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=pipe.write_text, args=("train: {steps: 77}",))
+    writer = threading.Thread(target=pipe.write_text, args=("train: {steps: 77}",), daemon=True)
     writer.start()
     assert load_recipe(str(pipe)).train.steps == 77
     writer.join()

@@ -37,7 +37,7 @@ def ahead(source: Source, depth: int = 4) -> DecodeAhead[str, int, int]:
 
 def wait_for(condition: object) -> None:
     assert callable(condition)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

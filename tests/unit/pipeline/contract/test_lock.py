@@ -61,7 +61,7 @@ def test_a_second_writer_in_another_process_is_refused_until_the_first_is_killed
         with pytest.raises(FolderError, match="another priorkit process"), lock_folder(Store(str(tmp_path))):
             pass
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(600)
         with lock_folder(Store(str(tmp_path))):
             pass
     finally:

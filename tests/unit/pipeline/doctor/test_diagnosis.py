@@ -128,6 +128,7 @@ def test_neither_ray_nor_open_clip_is_loaded() -> None:
 import importlib.machinery, sys, types
 torch = sys.modules["torch"] = types.ModuleType("torch")
 torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+torch.__version__ = "0"
 torch.cuda = types.SimpleNamespace(is_available=lambda: False)
 from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.doctor.diagnosis import diagnose

@@ -279,7 +279,7 @@ def hub_lines(*addresses: str, **environment: str) -> list[str]:
     """
     return subprocess.run(
         [sys.executable, "-c", OPEN_HUB_LISTS, *addresses],
-        env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120,
+        env=os.environ | environment, capture_output=True, text=True, check=True, timeout=600,
     ).stdout.splitlines()  # fmt: skip
 
 

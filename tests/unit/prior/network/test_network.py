@@ -123,6 +123,9 @@ UNGUIDED = ("defaults", "num_text_embeds", "token states", "padding alone", "sel
 """Switches that are also tested without guidance, which otherwise is a part of what guidance computes."""
 
 
+assert set(UNGUIDED) <= set(SWITCHES)
+
+
 def sampled(name: str) -> list[tuple[float, str]]:
     """Guidance scales and kinds to test a switch with; releases that cannot drop the text have no guidance."""
     release = RELEASES[SWITCHES[name].get("function_version", "1.15.6")]

@@ -78,7 +78,7 @@ def test_each_body_gets_its_answer_and_the_end_of_the_socket_ends_the_process() 
         ours.shutdown(socket.SHUT_WR)
         with ours.makefile("rb") as stream:
             ready, *answers = received(stream.read())
-    assert child.wait(60) == 0
+    assert child.wait(600) == 0
     assert ready == READY
     image, no_image, damaged = map(unpack, answers)
     assert isinstance(image, ResizedImage)

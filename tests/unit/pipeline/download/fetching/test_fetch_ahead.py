@@ -91,7 +91,7 @@ def unused(ahead: Ahead) -> bool:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.001)
