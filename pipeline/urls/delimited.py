@@ -76,7 +76,8 @@ class GivenNames:
             )
         place = self.names.index(self.url_column) if self.url_column in self.names else None
         same = sorted(field.strip().lower() for field in fields) == sorted(name.lower() for name in self.names)
-        if same or (place is not None and fields[place].strip().lower().endswith("url")):
+        named = fields[place].strip().lower() if place is not None else ""
+        if same or (named.endswith("url") and not looks_like_url(named)):
             raise RowsError(f"the first row is a header ({_shown(fields)}); leave out column_names for this list")
         if place is None:
             return

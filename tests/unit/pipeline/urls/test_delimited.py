@@ -163,7 +163,9 @@ def test_given_names_that_do_not_fit_are_refused(row: str, message: str) -> None
         read(f"{row}\na\thttp://h/1.jpg\n".encode(), "\t", quoting=False, given=CC3M)
 
 
-@pytest.mark.parametrize("row", ["see http://h/0.jpg there\timages/0.jpg", "a\t", "\t", "http://a\thttp://b"])
+@pytest.mark.parametrize(
+    "row", ["see http://h/0.jpg there\timages/0.jpg", "a\t", "\t", "http://a\thttp://b", "a\thttp://h/get?kind=url"]
+)
 def test_given_names_may_fit_rows_of_other_kinds(row: str) -> None:
     assert read(f"{row}\n".encode(), "\t", quoting=False, given=CC3M)[0] == [row.split("\t")]
 
