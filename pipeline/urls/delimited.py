@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -87,7 +88,7 @@ class GivenNames:
             names[place], names[urls[0]] = names[urls[0]], names[place]
             raise RowsError(
                 f"the URL is in column {urls[0] + 1} of the first row, which column_names calls "
-                f"{self.names[urls[0]]!r}; use --column-names {','.join(names)}"
+                f"{self.names[urls[0]]!r}; use --column-names {shlex.quote(','.join(names))}"
             )
 
 

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _SEPARATORS = re.compile(r"[\s,]*")
 """Regular expression for any number of commas and whitespace characters, which separate JSON values."""
 _NUMBER_REST = re.compile(r"[0-9eE+.-]*")
 """Regular expression for characters that can follow the beginning of a number."""
+_JQ_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Regular expression for a key that a jq filter can contain without quotes."""
 
 
 class JsonStream:
@@ -238,7 +241,7 @@ def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
                 value = stream.value()
                 has_url |= _is_url(label, value, url_column)
                 if isinstance(value, list) and value and isinstance(value[0], dict):
-                    nested = nested or f".{key}.{label}"
+                    nested = nested or _jq_filter(key, label)
             rows += has_url
         elif _is_url(key, stream.value(), url_column):
             return JsonShape("rows")
@@ -247,6 +250,13 @@ def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
     if nested and not rows:
         raise RowsError(f"its list of objects is two levels deep; write it alone: jq {nested} OLD.json > NEW.json")
     return JsonShape("values" if rows == values > 1 else "rows")
+
+
+def _jq_filter(key: str, label: str) -> str:
+    """Return the jq filter for a value two levels deep, quoted for a shell, because both keys come from the file."""
+    if all(_JQ_NAME.fullmatch(name) for name in (key, label)):
+        return f".{key}.{label}"
+    return shlex.quote(f".[{json.dumps(key)}][{json.dumps(label)}]")
 
 
 def _has_field(value: Any, name: str) -> bool:

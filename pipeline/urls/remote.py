@@ -293,7 +293,11 @@ def _hub_command(repository: str, path: str) -> str:
     kind = "--repo-type dataset " if repository.startswith("datasets/") else ""
     name, _, revision = repository.removeprefix("datasets/").partition("@")
     file = path[len(repository) + 1 :]
-    if any(character in file for character in "*?["):
-        file = f"--include {shlex.quote(file)}"
-    parts = [name, file, f"--revision {revision}" if revision else "", "--local-dir list"]
+    option = "--include " if any(character in file for character in "*?[") else ""
+    parts = [
+        shlex.quote(name),
+        f"{option}{shlex.quote(file)}" if file else "",
+        f"--revision {shlex.quote(revision)}" if revision else "",
+        "--local-dir list",
+    ]
     return f"hf download {kind}{' '.join(filter(None, parts))}"

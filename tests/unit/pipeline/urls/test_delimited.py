@@ -170,6 +170,11 @@ def test_given_names_may_fit_rows_of_other_kinds(row: str) -> None:
     assert read(f"{row}\n".encode(), "\t", quoting=False, given=CC3M)[0] == [row.split("\t")]
 
 
+def test_proposed_names_are_quoted_for_a_shell() -> None:
+    with pytest.raises(RowsError, match=r"use --column-names 'url,my caption'$"):
+        read(b"http://h/0.jpg\ta\n", "\t", quoting=False, given=GivenNames(("my caption", "url"), "url"))
+
+
 def test_what_looks_like_a_url() -> None:
     assert [looks_like_url(text) for text in ("http://a", " www.a.b", "url", "a www.b")] == [True, True, False, False]
 

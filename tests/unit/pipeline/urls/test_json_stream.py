@@ -96,6 +96,19 @@ def test_rows_two_levels_deep_are_refused_with_a_command() -> None:
         json_shape(io.StringIO(json.dumps(value)), "url")
 
 
+@pytest.mark.parametrize(
+    ("key", "label", "command"),
+    [
+        ("data", "my-list", """jq '.["data"]["my-list"]' OLD.json > NEW.json"""),
+        ("a; rm -rf x", "$(b)'", """jq '.["a; rm -rf x"]["$(b)'"'"'"]' OLD.json > NEW.json"""),
+    ],
+)
+def test_keys_in_a_proposed_command_are_quoted(key: str, label: str, command: str) -> None:
+    with pytest.raises(RowsError) as error:
+        json_shape(io.StringIO(json.dumps({key: {label: [{"url": U[0]}]}})), "url")
+    assert str(error.value).endswith(f": {command}")
+
+
 @SIZES
 def test_rows_under_a_key_are_read(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(json_stream, "_READ_CHARACTERS", size)

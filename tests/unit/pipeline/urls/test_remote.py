@@ -331,6 +331,7 @@ def test_a_hub_that_cannot_be_reached_is_explained() -> None:
     [
         ("datasets/o/n", "a/*.parquet", "hf download --repo-type dataset o/n --include 'a/*.parquet' --local-dir list"),
         ("o/n@x", "", "hf download o/n --revision x --local-dir list"),
+        ("o/n@x;y", "a b.csv", "hf download o/n 'a b.csv' --revision 'x;y' --local-dir list"),
     ],
 )
 def test_the_command_copies_files_or_patterns_of_them(repository: str, file: str, command: str) -> None:
