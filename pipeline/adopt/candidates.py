@@ -7,6 +7,7 @@ of `.npz` archives.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -157,7 +158,8 @@ def _example(contents: Contents) -> str:
     rest = [name for name in names if name != target]
     others = [name for name in rest if role_of(name) == "source"] or rest
     shared = sorted(others, key=lambda name: -len(_common_start(name, target)))
-    return f"--source {shared[0]} --target {target}" if shared else f"--target {target}"
+    options = [f"--source {shlex.quote(shared[0])}"] if shared else []
+    return " ".join([*options, f"--target {shlex.quote(target)}"])
 
 
 def example_options(contents: Contents) -> str:

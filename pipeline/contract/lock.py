@@ -97,7 +97,7 @@ def _require_no_lease(store: Store) -> None:
     with contextlib.suppress(FileNotFoundError):
         lease = store.read_json(LEASE_NAME)
         try:
-            dead = lease["host"] == host and not _process_runs(lease["pid"])
+            dead = lease["host"] == host and not process_runs(lease["pid"])
             left = lease["expires"] - time.time()
         except (KeyError, TypeError) as error:
             raise InputError(f"{store.path(LEASE_NAME)} is not a lease of priorkit ({error!r}); remove it") from error
@@ -152,7 +152,8 @@ def _warn_without_locks(folder: str, error: OSError) -> None:
         )  # fmt: skip
 
 
-def _process_runs(pid: int) -> bool:
+def process_runs(pid: int) -> bool:
+    """Return True if a process of this machine runs, or if it cannot be checked because another user started it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import zipfile
 
 import pyarrow as pa
@@ -82,7 +83,7 @@ def _adopt(store: Store, roles: str = "") -> str:
     Args:
         roles: options that name the source and the target, followed by a space; empty if their names show their roles.
     """
-    return f"`priorkit adopt {store.url} NEW_FOLDER {roles}--clip MODEL --clip-pretrained TAG`"
+    return f"`priorkit adopt {shlex.quote(store.url)} NEW_FOLDER {roles}--clip MODEL --clip-pretrained TAG`"
 
 
 def _folder_of_embeddings(name: str) -> str | None:

@@ -137,7 +137,8 @@ def list_file_shards(
 
     Raises:
         InputError: the folder does not contain the required image or caption, or it contains two images (or two
-            captions) whose paths differ only in the extension.
+            captions) whose paths differ only in the extension. If `rules` lists the extensions of images, the image
+            whose extension comes first is used instead.
     """
     described = {store.path(name): info for name, info in store.describe().items()}
     images: dict[str, str] = {}
@@ -150,7 +151,11 @@ def list_file_shards(
         if (kind is images and not rules.is_image(extension)) or (kind is captions and image_rows is not None):
             continue
         if stem in kind:
-            raise InputError(f"{store.url}: {kind[stem]} and {path} have the same name; rename one")
+            both = {rules.split(each)[1].lower(): each for each in (kind[stem], path)}
+            preferred = rules.image_of(both) if kind is images and rules.image_extensions else None
+            if preferred is None or len(both) == 1:
+                raise InputError(f"{store.url}: {kind[stem]} and {path} have the same name; rename one")
+            path = preferred
         kind[stem] = path
     if not (images if image else captions or image_rows):
         known = ", ".join(rules.image_extensions or sorted(IMAGE_EXTENSIONS))

@@ -145,6 +145,11 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
             settings.image_column if settings.image else None,
         )
         return list(list_table_shards(store, only, *columns, rows))
+    if "image_column" in settings.model_fields_set:
+        raise SettingsError(
+            f"embed.image_column={settings.image_column} has no effect on tars and image files such as {url}; leave it "
+            "out"
+        )
     rules = settings.sample_files()
     if kind == "files":
         image_rows = _image_rows(store, settings)

@@ -110,9 +110,10 @@ class EmbedSettings(DeviceSettings):
 
     @model_validator(mode="after")
     def _captions_have_one_place(self) -> Self:
-        for name in ("caption_key", "caption_extension"):
+        for name in ("caption_key", "caption_extension", "caption_column"):
             if getattr(self, name) is not None and not self.text:
                 raise ValueError(f"embed.{name} has no effect with embed.text=false; leave one of them out")
+        for name in ("caption_key", "caption_extension"):
             if getattr(self, name) is not None and self.caption_column is not None:
                 raise ValueError(
                     f"embed.caption_column reads captions from a table, embed.{name} from files; set one of them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 
 from ..contract.embedding_files import pair_files
@@ -44,7 +45,8 @@ def open_foreign(store: Store) -> FolderShards | None:
     if all(len(each) == 1 for each in dims.values()) and dims["img_emb"] != dims["text_emb"]:
         raise InputError(
             f"{store.url}: text_emb holds embeddings of {min(dims['text_emb'])}, img_emb of {min(dims['img_emb'])}, so "
-            f"they are not of one CLIP; adopt them as two spaces: `priorkit adopt {store.url} NEW --not-clip NAME`"
+            "they are not of one CLIP; adopt them as two spaces: "
+            f"`priorkit adopt {shlex.quote(store.url)} NEW --not-clip NAME`"
         )
     for files in pairs.values():
         for _, fault in shard_faults(store.url, files, headers, first):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -76,7 +77,8 @@ class GivenNames:
             )
         place = self.names.index(self.url_column) if self.url_column in self.names else None
         same = sorted(field.strip().lower() for field in fields) == sorted(name.lower() for name in self.names)
-        if same or (place is not None and fields[place].strip().lower().endswith("url")):
+        named = fields[place].strip().lower() if place is not None else ""
+        if same or (named.endswith("url") and not looks_like_url(named)):
             raise RowsError(f"the first row is a header ({_shown(fields)}); leave out column_names for this list")
         if place is None:
             return
@@ -86,7 +88,7 @@ class GivenNames:
             names[place], names[urls[0]] = names[urls[0]], names[place]
             raise RowsError(
                 f"the URL is in column {urls[0] + 1} of the first row, which column_names calls "
-                f"{self.names[urls[0]]!r}; use --column-names {','.join(names)}"
+                f"{self.names[urls[0]]!r}; use --column-names {shlex.quote(','.join(names))}"
             )
 
 

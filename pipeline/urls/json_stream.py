@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _SEPARATORS = re.compile(r"[\s,]*")
 """Regular expression for any number of commas and whitespace characters, which separate JSON values."""
 _NUMBER_REST = re.compile(r"[0-9eE+.-]*")
 """Regular expression for characters that can follow the beginning of a number."""
+_JQ_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""Regular expression for a key that a jq filter can contain without quotes."""
 
 
 class JsonStream:
@@ -186,10 +189,10 @@ class JsonShape:
 def json_shape(file: TextIO, url_column: str) -> JsonShape:
     """Find out how the rows are arranged in a JSON file whose first value is an object.
 
-    A file with several values has one row per value. An object that contains a URL is a row itself. In any other
-    object, the rows are in the first list of objects that have the URL column, or else in the first list of objects. An
-    object without such a list has lists or objects as columns. If it has several objects, each with a URL, they are
-    rows.
+    A file with several values has one row per value. In a single object, the rows are in the first list of objects that
+    have the URL column. If there is no such list, an object that contains a URL is a row itself, unless it has a list
+    of objects that contain URLs too. In any other object, the rows are in the first list of objects. An object without
+    such a list has lists or objects as columns. If it has several objects, each with a URL, they are rows.
 
     Args:
         file: text file, positioned at its start.
@@ -200,9 +203,8 @@ def json_shape(file: TextIO, url_column: str) -> JsonShape:
     """
     text = file.read(_READ_CHARACTERS)
     with contextlib.suppress(ValueError):  # raised if the object continues after the first block
-        value, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
-        is_row = isinstance(value, dict) and any(_is_url(key, item, url_column) for key, item in value.items())
-        if is_row or (text[end:] + file.read(_READ_CHARACTERS)).strip():
+        _, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
+        if (text[end:] + file.read(_READ_CHARACTERS)).strip():
             return JsonShape("rows")
     return _shape_of_object(JsonStream(file, text), url_column)
 
@@ -214,7 +216,7 @@ def _is_url(key: str, value: Any, url_column: str) -> bool:
 def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
     table: JsonShape | None = None
     nested = ""
-    has_columns = False
+    has_url, has_columns, has_urls_in_table = False, False, False
     values, rows = 0, 0
     stream.expect("{")
     for key in stream.object_keys():
@@ -224,29 +226,40 @@ def _shape_of_object(stream: JsonStream, url_column: str) -> JsonShape:
             return JsonShape("columns")
         if stream.skip("["):
             if stream.peek() == "{":
-                if _has_field(stream.value(), url_column):
+                first = stream.value()
+                if _has_field(first, url_column):
                     return JsonShape("key", key)
                 table = table or JsonShape("key", key)
+                has_urls_in_table |= "://" in json.dumps(first)
             elif stream.peek() != "]":
                 has_columns = True
             for _ in stream.items():
                 pass
         elif stream.skip("{"):
-            has_url = False
+            row_has_url = False
             for position, label in enumerate(stream.object_keys()):
                 has_columns |= position == 0 and label == "0"  # as pandas labels the rows of each column
                 value = stream.value()
-                has_url |= _is_url(label, value, url_column)
+                row_has_url |= _is_url(label, value, url_column)
                 if isinstance(value, list) and value and isinstance(value[0], dict):
-                    nested = nested or f".{key}.{label}"
-            rows += has_url
-        elif _is_url(key, stream.value(), url_column):
-            return JsonShape("rows")
+                    nested = nested or _jq_filter(key, label)
+            rows += row_has_url
+        else:
+            has_url |= _is_url(key, stream.value(), url_column)
+    if has_url and not has_urls_in_table:
+        return JsonShape("rows")
     if table is not None or has_columns:
         return table or JsonShape("columns")
     if nested and not rows:
         raise RowsError(f"its list of objects is two levels deep; write it alone: jq {nested} OLD.json > NEW.json")
     return JsonShape("values" if rows == values > 1 else "rows")
+
+
+def _jq_filter(key: str, label: str) -> str:
+    """Return the jq filter for a value two levels deep, quoted for a shell, because both keys come from the file."""
+    if all(_JQ_NAME.fullmatch(name) for name in (key, label)):
+        return f".{key}.{label}"
+    return shlex.quote(f".[{json.dumps(key)}][{json.dumps(label)}]")
 
 
 def _has_field(value: Any, name: str) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import os
 import re
 import shlex
 import shutil
+import socket
 import tempfile
 import weakref
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ..contract.lock import process_runs
 from ..contract.storage import open_location
 from ..errors import InputError
 from ..explain import one_line
@@ -179,12 +182,32 @@ def _unreachable(address: str, error: Exception) -> InputError:
 
 
 class DiskCopy:
-    """Temporary copy of a file, which is removed together with this object."""
+    """Temporary copy of a file, which is removed together with this object.
+
+    If the process is killed, the copy stays on disk until another copy is made on the same machine.
+    """
 
     def __init__(self) -> None:
-        number, self.path = tempfile.mkstemp(prefix="priorkit-list-")
+        start = f"priorkit-list-{socket.gethostname()}-"
+        _remove_abandoned(start)
+        number, self.path = tempfile.mkstemp(prefix=f"{start}{os.getpid()}-")
         os.close(number)
         weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove_abandoned(start: str) -> None:
+    """Remove the copies of processes that were killed.
+
+    Args:
+        start: start of the names of copies, which is followed by the number of the process and a random part. It
+            contains the name of the machine, because several machines may share the folder.
+    """
+    copy = re.compile(rf"{re.escape(start)}(\d{{1,9}})-[a-z0-9_]+")
+    for path in glob.glob(f"{glob.escape(os.path.join(tempfile.gettempdir(), start))}*"):
+        found = copy.fullmatch(os.path.basename(path))
+        if found is not None and not process_runs(int(found[1])):
+            with contextlib.suppress(OSError):  # another process removed it first, or another user owns it
+                os.remove(path)
 
 
 def _remove(path: str, creator: int) -> None:
@@ -270,7 +293,11 @@ def _hub_command(repository: str, path: str) -> str:
     kind = "--repo-type dataset " if repository.startswith("datasets/") else ""
     name, _, revision = repository.removeprefix("datasets/").partition("@")
     file = path[len(repository) + 1 :]
-    if any(character in file for character in "*?["):
-        file = f"--include {shlex.quote(file)}"
-    parts = [name, file, f"--revision {revision}" if revision else "", "--local-dir list"]
+    option = "--include " if any(character in file for character in "*?[") else ""
+    parts = [
+        shlex.quote(name),
+        f"{option}{shlex.quote(file)}" if file else "",
+        f"--revision {shlex.quote(revision)}" if revision else "",
+        "--local-dir list",
+    ]
     return f"hf download {kind}{' '.join(filter(None, parts))}"

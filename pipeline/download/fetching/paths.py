@@ -35,9 +35,10 @@ _THREADS = 64
 _HTTP = re.compile(r"https?:", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 """Scheme of a URL. As in RFC 3986, a relative path whose first part contains a colon is written with `./` before it."""
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError)
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError)
 _ABSENT_CODES = (errno.ELOOP, errno.ENAMETOOLONG)
-"""Exceptions and error codes for a path that names no file that can be read. Other failures may be temporary."""
+"""Exceptions and error codes for a path that names no file that can be read. Other failures may be temporary. For a
+local path, `PermissionError` also counts; remote storage raises it for expired credentials too."""
 _ERROR_CHARACTERS = 200
 """Maximum number of characters that an error message quotes from an exception's text."""
 
@@ -164,7 +165,8 @@ class PathReader:
             raise FetchError("bad_scheme", str(error)[:_ERROR_CHARACTERS]) from None
         except Exception as error:  # storage clients raise many exception types
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            is_absent = isinstance(error, _ABSENT) or getattr(error, "errno", None) in _ABSENT_CODES
+            absent = _ABSENT if _scheme(location) else (*_ABSENT, PermissionError)
+            is_absent = isinstance(error, absent) or getattr(error, "errno", None) in _ABSENT_CODES
             detail = f"{location}: {reason}"[:_ERROR_CHARACTERS]
             raise FetchError("no_file" if is_absent else "connection", detail) from None
 

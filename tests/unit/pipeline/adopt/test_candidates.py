@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from priorkit.pipeline.adopt.candidates import choose, find, list_contents, natural, role_of
+from priorkit.pipeline.adopt.candidates import choose, example_options, find, list_contents, natural, role_of
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 
@@ -57,6 +57,13 @@ def test_several_names_of_one_role_are_refused_with_an_example(tmp_path: Path) -
     contents = list_contents(Store(str(datacomp(tmp_path))))
     with pytest.raises(InputError, match=r"may be the target .*--source b32_txt --target b32_img"):
         choose(contents, "target")
+
+
+def test_the_example_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    for name in ("my; image", "my text"):
+        save(tmp_path / f"{name}/{name}_0.npy", units())
+    options = example_options(list_contents(Store(str(tmp_path))))
+    assert options == "--source 'my text' --target 'my; image'"
 
 
 def test_a_setting_names_a_column_a_folder_or_a_file(tmp_path: Path) -> None:

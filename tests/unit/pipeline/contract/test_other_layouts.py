@@ -82,6 +82,13 @@ def test_another_layout_is_described(
         read(str(tmp_path))
 
 
+def test_the_folder_in_the_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    arrays(tmp_path / "my data")
+    with pytest.raises(InputError, match=r"`priorkit adopt '/.*/my data' NEW_FOLDER "):
+        read_embeddings(str(tmp_path / "my data"))
+
+
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", VECTORS)
     with pytest.raises(InputError, match="is a file; name the folder"):

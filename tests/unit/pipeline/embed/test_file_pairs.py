@@ -68,6 +68,17 @@ def test_two_images_with_one_name_are_refused(tmp_path: Path) -> None:
         shards_of(write(tmp_path, {"a.jpg": b"1", "a.png": b"2"}))
 
 
+@pytest.mark.parametrize("extensions", [["input.jpg", "edited.jpg", "mask.png"], ["mask.png", "input.jpg"]])
+def test_the_first_extension_of_the_list_is_used(tmp_path: Path, extensions: list[str]) -> None:
+    write(tmp_path, {"x.edited.jpg": b"edited", "x.INPUT.jpg": b"input", "x.mask.png": b"mask", "x.txt": b"x"})
+    ((sample,),) = samples_of(tmp_path, image_extensions=extensions)
+    expected = extensions[0].partition(".")[0].encode()
+    assert (sample.key, sample.image, sample.captions) == ("x", expected, (b"x",))
+    write(tmp_path, {"x.input.JPG": b"1"})
+    with pytest.raises(InputError, match="same name"):
+        shards_of(tmp_path, image_extensions=["input.jpg"])
+
+
 def test_a_file_that_cannot_be_read_is_a_sample_with_an_error(tmp_path: Path) -> None:
     folder = write(tmp_path, PAIRS)
     store, (shard,) = open_input(str(folder)), shards_of(folder)

@@ -70,6 +70,15 @@ def test_settings_of_files_have_no_effect_on_tables(tmp_path: Path) -> None:
         shards_of(tmp_path, image=False, caption_key="a")
 
 
+def test_the_image_column_has_no_effect_on_tars_and_files(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars/0.tar", 0, 2)
+    for folder in (tmp_path / "tars", write(tmp_path / "files", PAIRS)):
+        for column in ("photo", "image"):
+            with pytest.raises(SettingsError, match=rf"embed\.image_column={column} has no effect on tars .*{folder}"):
+                shards_of(folder, image_column=column)
+
+
 def test_a_table_of_metadata_beside_images_is_theirs(tmp_path: Path) -> None:
     write(tmp_path, {"a.jpg": b"1"})
     pq.write_table(pa.table({"file_name": ["a.jpg"], "caption": ["x"]}), tmp_path / "metadata.parquet")

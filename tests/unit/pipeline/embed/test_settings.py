@@ -63,6 +63,7 @@ def test_extensions_are_written_as_a_user_types_them() -> None:
         ({"caption_key": "a", "caption_column": "b"}, "set one of them"),
         ({"caption_extension": "cap", "caption_column": "b"}, "set one of them"),
         ({"caption_key": "a", "text": False}, r"embed\.caption_key has no effect with embed\.text=false"),
+        ({"caption_column": "a", "text": False}, r"embed\.caption_column has no effect with embed\.text=false"),
         ({"image_extensions": ["jpg"], "image": False}, r"image_extensions has no effect with embed\.image=false"),
         ({"caption_extension": "json"}, r"set embed\.caption_key"),
         ({"image_extensions": ["txt"]}, "is also in embed.image_extensions"),

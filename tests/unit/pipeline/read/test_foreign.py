@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -455,12 +456,13 @@ def test_float32_stays_float32(write_foreign: WriteForeign) -> None:
 
 
 def test_text_of_another_size_is_adopted_by_the_command_in_the_message(tmp_path: Path) -> None:
+    folder = tmp_path / "my embeddings"
     for kind, size in (("img_emb", 8), ("text_emb", 4)):
-        (tmp_path / "in" / kind).mkdir(parents=True)
-        np.save(tmp_path / f"in/{kind}/{kind}_0.npy", np.eye(size, dtype=np.float16)[:4])
+        (folder / kind).mkdir(parents=True)
+        np.save(folder / f"{kind}/{kind}_0.npy", np.eye(size, dtype=np.float16)[:4])
     with pytest.raises(InputError, match="text_emb holds embeddings of 4, img_emb of 8") as error:
-        read_embeddings(str(tmp_path / "in"))
-    command = str(error.value).split("`")[1].split()
-    assert command == ["priorkit", "adopt", str(tmp_path / "in"), "NEW", "--not-clip", "NAME"]
+        read_embeddings(str(folder))
+    command = shlex.split(str(error.value).split("`")[1])
+    assert command == ["priorkit", "adopt", str(folder), "NEW", "--not-clip", "NAME"]
     adopt(command[2], str(tmp_path / "new"), AdoptSettings(not_clip="x"))
     assert read_embeddings(str(tmp_path / "new")).count == 4

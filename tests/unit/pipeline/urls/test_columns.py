@@ -272,8 +272,18 @@ def test_json_rows_under_a_key_are_read(tmp_path: Path) -> None:
 
 
 def test_one_json_object_with_a_url_is_one_row(tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text(json.dumps({"faces": [{"url": "x"}], "url": URLS[0], "caption": "c"}))
-    assert rows_of(open_list(tmp_path / "list.json")) == [{"url": URLS[0], "caption": "c", "faces": [{"url": "x"}]}]
+    (tmp_path / "list.json").write_text(json.dumps({"faces": [{"x": 1}], "url": URLS[0], "caption": "c"}))
+    assert rows_of(open_list(tmp_path / "list.json")) == [{"url": URLS[0], "caption": "c", "faces": [{"x": 1}]}]
+
+
+@pytest.mark.parametrize("blank", [0, 2 << 20], ids=["small", "large"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_rows_under_a_key_are_found_beside_a_url(tmp_path: Path, is_first: bool, blank: int) -> None:
+    rows = [{"url": url, "caption": "c"} for url in URLS]
+    about = {"url": "https://dataset.org", "notes": "x" * blank}
+    value = {**about, "annotations": rows} if is_first else {"annotations": rows, **about}
+    (tmp_path / "list.json").write_text(json.dumps(value))
+    assert rows_of(open_list(tmp_path / "list.json")) == rows
 
 
 CC3M = "a very typical bus station\thttp://h/0.jpg\nsierra looked stunning\thttp://h/1.jpg\n"

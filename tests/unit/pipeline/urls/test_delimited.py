@@ -163,9 +163,16 @@ def test_given_names_that_do_not_fit_are_refused(row: str, message: str) -> None
         read(f"{row}\na\thttp://h/1.jpg\n".encode(), "\t", quoting=False, given=CC3M)
 
 
-@pytest.mark.parametrize("row", ["see http://h/0.jpg there\timages/0.jpg", "a\t", "\t", "http://a\thttp://b"])
+@pytest.mark.parametrize(
+    "row", ["see http://h/0.jpg there\timages/0.jpg", "a\t", "\t", "http://a\thttp://b", "a\thttp://h/get?kind=url"]
+)
 def test_given_names_may_fit_rows_of_other_kinds(row: str) -> None:
     assert read(f"{row}\n".encode(), "\t", quoting=False, given=CC3M)[0] == [row.split("\t")]
+
+
+def test_proposed_names_are_quoted_for_a_shell() -> None:
+    with pytest.raises(RowsError, match=r"use --column-names 'url,my caption'$"):
+        read(b"http://h/0.jpg\ta\n", "\t", quoting=False, given=GivenNames(("my caption", "url"), "url"))
 
 
 def test_what_looks_like_a_url() -> None:

@@ -60,7 +60,13 @@ U = ["http://h/0", "http://h/1"]
         ({"licences": [{"id": 1}], "images": [{"url": U[0]}]}, JsonShape("key", "images")),
         ({"licences": [{"id": 1}], "images": [{"link": U[0]}]}, JsonShape("key", "licences")),
         ({"url": U, "faces": [{"x": 1}]}, JsonShape("columns")),
-        ({"faces": [{"url": "x"}], "url": U[0]}, JsonShape("rows")),
+        ({"rows": [{"url": "x"}], "url": U[0]}, JsonShape("key", "rows")),
+        ({"url": U[0], "rows": [{"url": "x"}]}, JsonShape("key", "rows")),
+        ({"url": U[0], "rows": [{"link": U[1]}]}, JsonShape("key", "rows")),
+        ({"rows": [{"link": {"to": U[1]}}], "url": U[0]}, JsonShape("key", "rows")),
+        ({"url": U[0], "faces": [{"x": 1}]}, JsonShape("rows")),
+        ({"faces": [{"x": 1}], "url": U[0]}, JsonShape("rows")),
+        ({"url": U[0], "rows": []}, JsonShape("rows")),
         ({"url": "relative.jpg", "tags": ["a"]}, JsonShape("rows")),
         ({"link": U[0], "tags": ["a"]}, JsonShape("rows")),
         ({"image": {"url": U[0]}}, JsonShape("rows")),
@@ -76,8 +82,7 @@ def test_the_arrangement_of_rows_is_found(
 ) -> None:
     assert json_shape(io.StringIO(json.dumps(value)), "url") == shape
     monkeypatch.setattr(json_stream, "_READ_CHARACTERS", size)
-    if shape.kind != "rows" or "faces" not in value:  # a row of less than 1 MB is read as a whole
-        assert json_shape(io.StringIO(json.dumps(value)), "url") == shape
+    assert json_shape(io.StringIO(json.dumps(value)), "url") == shape
 
 
 def test_several_objects_are_rows_even_if_they_have_lists() -> None:
@@ -94,6 +99,19 @@ def test_rows_two_levels_deep_are_refused_with_a_command() -> None:
     value = {"info": {"n": 1}, "data": {"count": 2, "items": [{"url": url} for url in U]}}
     with pytest.raises(RowsError, match=r"two levels deep; write it alone: jq \.data\.items OLD\.json > NEW\.json"):
         json_shape(io.StringIO(json.dumps(value)), "url")
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "command"),
+    [
+        ("data", "my-list", """jq '.["data"]["my-list"]' OLD.json > NEW.json"""),
+        ("a; rm -rf x", "$(b)'", """jq '.["a; rm -rf x"]["$(b)'"'"'"]' OLD.json > NEW.json"""),
+    ],
+)
+def test_keys_in_a_proposed_command_are_quoted(key: str, label: str, command: str) -> None:
+    with pytest.raises(RowsError) as error:
+        json_shape(io.StringIO(json.dumps({key: {label: [{"url": U[0]}]}})), "url")
+    assert str(error.value).endswith(f": {command}")
 
 
 @SIZES

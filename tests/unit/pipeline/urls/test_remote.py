@@ -21,7 +21,7 @@ import pytest
 
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.errors import InputError
-from priorkit.pipeline.urls.remote import _hub_command, ask_server, is_web, shown_address
+from priorkit.pipeline.urls.remote import DiskCopy, _hub_command, ask_server, is_web, shown_address
 from priorkit.pipeline.urls.url_list import open_url_list
 
 from ....conftest import QuietHandler, serving
@@ -152,6 +152,24 @@ def test_a_copy_is_removed_with_the_list(server: str) -> None:
     assert location.is_file()
     del urls
     assert not location.exists()
+
+
+def test_copies_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kill = "import os; from priorkit.pipeline.urls.remote import DiskCopy; copy = DiskCopy(); os.kill(os.getpid(), 9)"
+    with subprocess.Popen([sys.executable, "-c", kill], env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
+        process.wait(600)
+    (abandoned,) = tmp_path.iterdir()
+    others = [
+        abandoned.with_name(abandoned.name.replace(f"-{process.pid}-", f"-{os.getpid()}-")),
+        abandoned.with_name(abandoned.name.replace("priorkit-list-", "priorkit-list-other-")),
+        abandoned.with_name("priorkit-list-0abc_d12"),  # an earlier version did not name the process
+    ]
+    for other in others:
+        other.touch()
+    copy = DiskCopy()
+    assert not abandoned.exists()
+    assert set(tmp_path.iterdir()) == {*others, Path(copy.path)}
 
 
 def test_messages_do_not_contain_the_query(server: str) -> None:
@@ -313,6 +331,7 @@ def test_a_hub_that_cannot_be_reached_is_explained() -> None:
     [
         ("datasets/o/n", "a/*.parquet", "hf download --repo-type dataset o/n --include 'a/*.parquet' --local-dir list"),
         ("o/n@x", "", "hf download o/n --revision x --local-dir list"),
+        ("o/n@x;y", "a b.csv", "hf download o/n 'a b.csv' --revision 'x;y' --local-dir list"),
     ],
 )
 def test_the_command_copies_files_or_patterns_of_them(repository: str, file: str, command: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import threading
@@ -221,6 +222,25 @@ def test_storage_that_is_not_reached_may_be_tried_again(monkeypatch: pytest.Monk
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         [outcome] = read(["s3://bucket/a.jpg"], None, timeout_seconds=60.0)
     assert str(outcome).startswith("connection: ")
+
+
+def test_storage_that_denies_access_may_be_tried_again(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials may have expired. s3fs raises this error for them."""
+
+    def denied(*arguments: Any, **options: Any) -> bytes:
+        raise PermissionError("The provided token has expired.")
+
+    monkeypatch.setattr(type(storage), "cat_file", denied)
+    monkeypatch.setattr(type(storage), "info", denied)
+    assert read(["a.jpg"], "memory://images") == ["connection: memory://images/a.jpg: The provided token has expired."]
+
+
+def test_a_local_file_that_may_not_be_read_is_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: str, flags: int) -> int:  # root may read any file
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(paths, "_open_without_blocking", denied)
+    assert read(["a.jpg"], str(folder)) == [f"no_file: {folder}/a.jpg: Permission denied"]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
