@@ -220,7 +220,9 @@ def open_stage(
     Args:
         store: folder of the stage; created if it does not exist.
         planned: new manifest of the folder, with the stage, settings and input of this run. Unless `overwrite` is True,
-            the shard records and `about` entries of the existing manifest are added to it.
+            the shard records of the existing manifest are added to it. If the settings are the same, the `about`
+            entries are added too. They may differ only if the existing manifest has no files, and its `about` entries
+            then describe files that were never written.
         overwrite: True to discard the shards already in the folder, even if they were made with other settings.
         beside: True to write the manifest beside files that the folder already contains, and never remove a file.
 
@@ -239,7 +241,8 @@ def open_stage(
             _discard(store, existing, records_only=beside)
             existing = None
         planned.shards = existing.shards if existing is not None else {}
-        planned.about = {**(existing.about if existing is not None else {}), **planned.about}
+        if existing is not None and existing.settings == planned.settings:
+            planned.about = {**existing.about, **planned.about}
         folder = StageFolder(store, planned)
         folder._write_manifest()
         yield folder

@@ -150,6 +150,22 @@ def test_a_clip_is_declared_without_loading_it(tmp_path: Path, tiny_clip: Path) 
     assert dataset.spaces is None
 
 
+def test_another_model_replaces_the_clip_of_a_run_that_wrote_nothing(tmp_path: Path, tiny_clip: Path) -> None:
+    for name, seed in (("img_emb", 0), ("text_emb", 1)):
+        save(tmp_path / f"in/{name}/{name}_0.npy", units(ROWS, 16, seed))
+    save(tmp_path / "in/img_emb/img_emb_0.npy", np.zeros((ROWS, 16), np.float32))
+    with pytest.raises(InputError, match="is all zeros"):
+        adopt(
+            str(tmp_path / "in"),
+            str(tmp_path / "out"),
+            AdoptSettings(clip=ClipSettings(model=f"local-dir:{tiny_clip}")),
+        )
+    save(tmp_path / "in/img_emb/img_emb_0.npy", units(ROWS, 16))
+    adopt(str(tmp_path / "in"), str(tmp_path / "out"), settings())
+    assert set(json.loads((tmp_path / "out/manifest.json").read_text())["about"]) == {"not_clip", "spaces"}
+    assert read_embeddings(str(tmp_path / "out")).spaces is not None
+
+
 def test_a_clip_of_another_size_or_direction_is_refused(tmp_path: Path, tiny_clip: Path) -> None:
     clip = ClipSettings(model=f"local-dir:{tiny_clip}")
     clip_retrieval(tmp_path / "in")

@@ -130,6 +130,15 @@ def test_changed_settings_are_refused_with_their_names_and_the_fix(store: Store)
     assert store.url in str(error.value)
 
 
+def test_about_entries_stay_only_with_the_same_settings(store: Store) -> None:
+    with open_stage(store, planned()) as folder:
+        folder.describe(clip="tiny")
+    with open_stage(store, planned()) as folder:
+        assert folder.manifest.about == {"clip": "tiny"}
+    with open_stage(store, planned(settings={"size": 64})) as folder:
+        assert folder.manifest.about == {}
+
+
 def test_another_stage_is_refused_even_with_overwrite(store: Store) -> None:
     two_shards(store)
     for overwrite in (False, True):
