@@ -315,13 +315,20 @@ def plan_tasks(found: Found, settings: AdoptSettings, limit: int | None = None) 
 
 
 def _marks(found: Found) -> dict[tuple[str, str], tuple[int, str | None]]:
-    """Return the size and modification time (or tags, such as the ETag) of each file, by folder and file name."""
+    """Return the size and modification time (or tags, such as the ETag) of each file, by folder and file name.
+
+    Raises:
+        InputError: a file has been removed since its header was read.
+    """
     stores: dict[str, tuple[Store, set[str]]] = {}
     for files in found.sets:
         for part in files.inputs.values():
             stores.setdefault(part.store.url, (part.store, set()))[1].add(part.name)
-    return {
-        (url, name): (stamp.bytes, stamp.modified)
-        for url, (store, names) in stores.items()
-        for name, stamp in stamps(store, sorted(names)).items()
-    }
+    marks: dict[tuple[str, str], tuple[int, str | None]] = {}
+    for url, (store, names) in stores.items():
+        described = stamps(store, sorted(names))
+        if missing := sorted(names - described.keys()):
+            raise InputError(f"{url}/{missing[0]} could be read, but is no longer there; run the same command again")
+        for name, stamp in described.items():
+            marks[url, name] = (stamp.bytes, stamp.modified)
+    return marks

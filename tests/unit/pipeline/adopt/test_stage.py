@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, Set
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
 
+from ....conftest import QuietHandler, serving
 from .conftest import IMAGE, ROWS, TEXT, clip_retrieval, datacomp, hugging_face, save, units
 
 
@@ -136,6 +138,50 @@ def test_remote_folders_are_read_and_written(tmp_path: Path) -> None:
         assert fs.cat(f"memory://adopted-out/{name}") == (tmp_path / "out" / name).read_bytes()
     fs.rm("memory://adopted-in", recursive=True)
     fs.rm("memory://adopted-out", recursive=True)
+
+
+def test_a_single_file_of_a_web_server_is_adopted_again_once_it_changes(tmp_path: Path) -> None:
+    """The server answers ranges, but lists no folders."""
+    stored = {"/image.npy": npy(units())}
+
+    class Handler(QuietHandler):
+        def do_HEAD(self) -> None:
+            self.answer(False)
+
+        def do_GET(self) -> None:
+            self.answer(True)
+
+        def answer(self, has_body: bool) -> None:
+            body = stored.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            start, end = 0, len(body) - 1
+            if (wanted := self.headers.get("Range")) is not None:
+                low, _, high = wanted.removeprefix("bytes=").partition("-")
+                start, end = int(low), min(int(high or end), end)
+            self.send_response(200 if wanted is None else 206)
+            if wanted is not None:
+                self.send_header("Content-Range", f"bytes {start}-{end}/{len(body)}")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", f'"{hash(body)}"')
+            self.send_header("Content-Length", str(end - start + 1))
+            self.end_headers()
+            if has_body:
+                self.wfile.write(body[start : end + 1])
+
+    with serving(Handler) as url:
+        for done in (1, 0):
+            assert adopt(f"{url}/image.npy", str(tmp_path / "out"), settings()).done_now == done
+        stored["/image.npy"] = npy(units(seed=3))
+        assert adopt(f"{url}/image.npy", str(tmp_path / "out"), settings()).done_now == 1
+    np.testing.assert_allclose(np.load(tmp_path / "out/img_emb/img_emb_0000.npy"), units(seed=3), atol=1e-3)
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
 
 
 def test_a_clip_is_declared_without_loading_it(tmp_path: Path, tiny_clip: Path) -> None:
