@@ -127,6 +127,25 @@ def test_a_limit_writes_the_first_rows_alone(tmp_path: Path) -> None:
         adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=11)
 
 
+@pytest.mark.parametrize("skip_invalid", [False, True])
+def test_a_limit_does_not_shorten_a_shard(tmp_path: Path, skip_invalid: bool) -> None:
+    image = units()
+    if skip_invalid:
+        image[2:] = 0
+    save(tmp_path / "in/image.npy", image)
+    chosen = settings(skip_invalid=skip_invalid)
+    adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen)
+    before = content(tmp_path / "out")
+    with pytest.raises(FolderError, match=r"holds 20 rows in shard 0000, of which --limit 9 would leave 9; leave --li"):
+        adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=9)
+    with pytest.raises(FolderError, match="of which --limit 9 would leave 9"):
+        plan_adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=9)
+    assert content(tmp_path / "out") == before
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=ROWS).done_now == 0
+    save(tmp_path / "in/image.npy", units(8))
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen).rows == 8
+
+
 def test_remote_folders_are_read_and_written(tmp_path: Path) -> None:
     two_spaces(tmp_path / "in")
     chosen = settings(source="audio", target="image")
