@@ -150,6 +150,11 @@ def _choose_roles(contents: Contents, settings: AdoptSettings) -> tuple[Candidat
         )
     if "target" not in chosen:
         rest = [candidate for candidate in contents.candidates if candidate != chosen.get("source")]
+        if not rest:
+            raise InputError(
+                f"{url} holds embeddings named {contents.named()} and no others, so there is no target for the source "
+                f"{chosen['source'].name}; name the target's folder or file with --target"
+            )
         target = choose(contents, "target") if settings.source is None or len(rest) > 1 else rest[0]
         if target is None and settings.source is None and len(rest) == 1 and role_of(rest[0].name) is None:
             target = rest[0]

@@ -85,6 +85,16 @@ def test_one_candidate_for_the_source_is_proposed_as_the_target(tmp_path: Path) 
     assert found(tmp_path, target="text_embedding")[:2] == ("text_embedding", None)
 
 
+def test_a_source_without_a_target_is_named(tmp_path: Path) -> None:
+    save_table(tmp_path / "a.parquet", text_embedding=[[0.5, 0.5]] * 2)
+    with pytest.raises(InputError, match=r"no target for the source text_embedding; name the target's folder or file"):
+        found(tmp_path, source="text_embedding")
+    save(tmp_path / "elsewhere/image.npy", units(2))
+    assert found(tmp_path / "a.parquet", source="text_embedding", target=str(tmp_path / "elsewhere"))[:2] == (
+        "elsewhere", "text_embedding"
+    )  # fmt: skip
+
+
 def test_embeddings_that_are_not_used_are_noted(tmp_path: Path) -> None:
     save(tmp_path / "image.npy", units(ROWS, 6))
     save(tmp_path / "sound.npy", units(ROWS, 4))
