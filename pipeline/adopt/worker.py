@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..compute.read_ahead import DecodeAhead
+from ..contract.arrow.types import plain_type
 from ..contract.commit import ShardCommit
 from ..contract.hashing import HashingFile
 from ..contract.manifest import READ_BLOCK_ROWS, Manifest, ShardRecord
@@ -21,7 +22,7 @@ from ..contract.storage import Store
 from ..contract.vectors.rules import WORDS, judge_norms, row_norms
 from ..errors import InputError
 from .find import AdoptTask, FileSet
-from .parts import Vectors
+from .parts import Table, Vectors
 from .rows import MadeRows, TableColumns, TableRows, choose_columns
 from .settings import AdoptSettings
 from .vectors import block_rows, read_vectors, vector_fault
@@ -204,7 +205,22 @@ class _Written:
 def _row_reader(files: FileSet, settings: AdoptSettings) -> TableRows | MadeRows:
     if files.table is None:
         return MadeRows(files.target.name.rpartition(".")[0])
-    return TableRows(files.table, choose_columns(files.table, settings))
+    columns = choose_columns(files.table, settings)
+    return TableRows(files.table, replace(columns, names=_without_null_embeddings(files, files.table, columns.names)))
+
+
+def _without_null_embeddings(files: FileSet, table: Table, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns to copy without columns of embeddings that have the Arrow type null.
+
+    `choose_columns` leaves out all other embeddings, but this type does not show that a column holds embeddings.
+    """
+    empty = {
+        part.column
+        for part in files.parts.values()
+        if (part.store.url, part.name) == (table.store.url, table.name)
+        and pa.types.is_null(plain_type(table.schema.field(part.column).type))
+    }
+    return {name: column for name, column in names.items() if column not in empty}
 
 
 def _compare_keys(task: AdoptTask, settings: AdoptSettings) -> None:
