@@ -106,6 +106,7 @@ def find_embeddings(location: str, settings: AdoptSettings) -> Found:
     target, source = _choose_roles(contents, settings)
     partners = _partners(target, source)
     tables, notes = _tables(contents, target, source, settings)
+    _require_column_effects(settings, location, has_tables=bool(tables))
     if source is None and (unused := sorted({each.name for each in contents.candidates} - {target.name})):
         notes.append(f"embeddings that are not used: {', '.join(unused[:MAX_SHOWN])}")
     vectors = [_described(candidate) for candidate in (target, source) if candidate is not None]
@@ -235,6 +236,24 @@ def _tables(
     left_out = len(contents.plain_tables) - len(tables)
     notes = [f"{left_out:,} tables outside the metadata folder were left out"] if left_out else []
     return {name: (store, table) for name, table in paired.items()}, notes
+
+
+def _require_column_effects(settings: AdoptSettings, location: str, *, has_tables: bool) -> None:
+    """Check that there are tables if a setting names a column of them.
+
+    Raises:
+        SettingsError: there are no tables, so the setting has no effect.
+    """
+    named = {"key_column": settings.key_column, "caption_column": settings.caption_column}
+    for name, value in named.items():
+        if value is None or has_tables:
+            continue
+        if settings.metadata == NO_METADATA:
+            raise SettingsError(f"{name}={value} has no effect with --metadata none; leave one of the two out")
+        raise SettingsError(
+            f"{name}={value}: there is no table (*.parquet) beside the embeddings of {location}; name the tables with "
+            "--metadata"
+        )
 
 
 def _is_metadata(name: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from priorkit.pipeline.adopt.find import find_embeddings, plan_tasks
 from priorkit.pipeline.adopt.settings import AdoptSettings
-from priorkit.pipeline.errors import InputError, PriorkitError
+from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 
 from .conftest import ROWS, clip_retrieval, datacomp, hugging_face, save, save_table, units
 
@@ -132,6 +132,17 @@ def test_a_missing_table_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "metadata/metadata_0.parquet").unlink()
     with pytest.raises(InputError, match=r"img_emb_0\.npy has no partner among the metadata .*--metadata none"):
         found(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["key_column", "caption_column"])
+def test_a_column_without_a_table_is_refused(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "in/image.npy", units())
+    with pytest.raises(SettingsError, match=f"{name}=uid: there is no table .*in; name the tables with --metadata"):
+        found(tmp_path / "in", **{name: "uid"})
+    save_table(tmp_path / "in/about.parquet", uid=["a"] * ROWS)
+    with pytest.raises(SettingsError, match=f"{name}=uid has no effect with --metadata none"):
+        found(tmp_path / "in", metadata="none", **{name: "uid"})
+    assert found(tmp_path / "in", **{name: "uid"})[2] == ["about.parquet"]
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
