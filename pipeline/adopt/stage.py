@@ -294,7 +294,9 @@ def _describe(statistics: Mapping[str, Any]) -> list[str]:
 def _notes(found: Found, settings: AdoptSettings) -> list[str]:
     """Return notes about what is missing or was left out."""
     notes = list(found.notes)
-    if found.source is None:
+    if found.source is None and settings.clip is None:
+        notes.append("there is no source, so no prior can be trained: adopt again with --source")
+    elif found.source is None:
         notes.append(
             "there is no source: a prior can be trained only with captions (train.text_condition=online); name a "
             "source with --source"

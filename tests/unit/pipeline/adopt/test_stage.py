@@ -259,6 +259,18 @@ def test_folders_that_do_not_fit_are_refused(
         adopt(str(tmp_path / "in"), None if target is None else str(tmp_path / target), settings(**values))
 
 
+def test_advice_without_a_source_names_captions_only_for_a_clip(tmp_path: Path, tiny_clip: Path) -> None:
+    save(tmp_path / "in/image.npy", units(ROWS, 16))
+    notes = adopt(str(tmp_path / "in"), str(tmp_path / "out"), settings()).notes
+    assert "there is no source, so no prior can be trained: adopt again with --source" in notes
+    with pytest.raises(InputError, match=r"stores no source embeddings; adopt again with --source") as error:
+        read_embeddings(str(tmp_path / "out")).require(text_embed=True)
+    assert "online" not in str(error.value)
+    clip = AdoptSettings(clip=ClipSettings(model=f"local-dir:{tiny_clip}"))
+    notes = adopt(str(tmp_path / "in"), str(tmp_path / "clip"), clip).notes
+    assert any("train.text_condition=online" in note for note in notes)
+
+
 def test_messages_have_at_most_three_lines(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         adopt(str(tmp_path), str(tmp_path / "out"), None)
