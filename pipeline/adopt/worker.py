@@ -226,7 +226,8 @@ def _without_null_embeddings(files: FileSet, table: Table, names: Mapping[str, s
 def _compare_keys(task: AdoptTask, settings: AdoptSettings) -> None:
     """Check that two tables, one with the target and one with the source, have the same keys in the same order.
 
-    Nothing is checked if there is only one table, or if the table of the source has no column of the same name.
+    Nothing is checked if there is only one table, or if the table of the source has no column of the same name. The
+    stored keys are compared, because the keys that are made for rows without one contain the name of the file.
 
     Raises:
         InputError: the keys of a row differ.
@@ -239,19 +240,19 @@ def _compare_keys(task: AdoptTask, settings: AdoptSettings) -> None:
         return
     keys = TableColumns({"key": column}, {"key": pa.string()}, ())
     streams = [
-        TableRows(table, keys).blocks(task.first, task.rows, READ_BLOCK_ROWS)
+        TableRows(table, keys).stored_keys(task.first, task.rows, READ_BLOCK_ROWS)
         for table in (files.table, files.source_table)
     ]
     first = task.first
     for one, other in zip(*streams, strict=True):
-        if not one["key"].equals(other["key"]):
-            ours, theirs = one["key"].to_pylist(), other["key"].to_pylist()
+        if not one.equals(other):
+            ours, theirs = one.to_pylist(), other.to_pylist()
             at = next(at for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
             raise InputError(
                 f"{files.source_table.title}, row {first + at}: {column} is {theirs[at]!r}, and {ours[at]!r} in "
                 f"{files.table.title}; sort both tables by {column}, with the same rows"
             )
-        first += len(one["key"])
+        first += len(one)
 
 
 def _require_norms(

@@ -135,6 +135,18 @@ def test_keys_of_two_tables_must_agree(tmp_path: Path) -> None:
         run(tmp_path / "in", tmp_path / "new")
 
 
+def test_rows_without_a_key_agree_in_two_tables(tmp_path: Path) -> None:
+    keys = [None if row == 3 else f"k{row}" for row in range(ROWS)]
+    save_table(tmp_path / "in/images/a.parquet", uid=keys, image=units().tolist())
+    save_table(tmp_path / "in/texts/a.parquet", uid=keys, text=units(seed=1).tolist())
+    run(tmp_path / "in", tmp_path / "out")
+    assert read(tmp_path / "out")[2]["key"][3].as_py() == "images/a_000000003"
+    keys[3], keys[4] = keys[4], keys[3]
+    save_table(tmp_path / "in/texts/a.parquet", uid=keys, text=units(seed=1).tolist())
+    with pytest.raises(InputError, match=r"texts/a\.parquet, row 3: uid is 'k4', and None in .*images/a\.parquet"):
+        run(tmp_path / "in", tmp_path / "new")
+
+
 def test_norms_of_the_encoder_are_kept(tmp_path: Path) -> None:
     """A folder of `embed` without its manifest already has the norms before normalisation."""
     clip_retrieval(tmp_path / "in", 1)
