@@ -106,6 +106,7 @@ def find_embeddings(location: str, settings: AdoptSettings) -> Found:
     target, source = _choose_roles(contents, settings)
     partners = _partners(target, source)
     tables, notes = _tables(contents, target, source, settings)
+    _require_column_effects(settings, location, has_tables=bool(tables))
     if source is None and (unused := sorted({each.name for each in contents.candidates} - {target.name})):
         notes.append(f"embeddings that are not used: {', '.join(unused[:MAX_SHOWN])}")
     vectors = [_described(candidate) for candidate in (target, source) if candidate is not None]
@@ -150,6 +151,11 @@ def _choose_roles(contents: Contents, settings: AdoptSettings) -> tuple[Candidat
         )
     if "target" not in chosen:
         rest = [candidate for candidate in contents.candidates if candidate != chosen.get("source")]
+        if not rest:
+            raise InputError(
+                f"{url} holds embeddings named {contents.named()} and no others, so there is no target for the source "
+                f"{chosen['source'].name}; name the target's folder or file with --target"
+            )
         target = choose(contents, "target") if settings.source is None or len(rest) > 1 else rest[0]
         if target is None and settings.source is None and len(rest) == 1 and role_of(rest[0].name) is None:
             target = rest[0]
@@ -230,6 +236,24 @@ def _tables(
     left_out = len(contents.plain_tables) - len(tables)
     notes = [f"{left_out:,} tables outside the metadata folder were left out"] if left_out else []
     return {name: (store, table) for name, table in paired.items()}, notes
+
+
+def _require_column_effects(settings: AdoptSettings, location: str, *, has_tables: bool) -> None:
+    """Check that there are tables if a setting names a column of them.
+
+    Raises:
+        SettingsError: there are no tables, so the setting has no effect.
+    """
+    named = {"key_column": settings.key_column, "caption_column": settings.caption_column}
+    for name, value in named.items():
+        if value is None or has_tables:
+            continue
+        if settings.metadata == NO_METADATA:
+            raise SettingsError(f"{name}={value} has no effect with --metadata none; leave one of the two out")
+        raise SettingsError(
+            f"{name}={value}: there is no table (*.parquet) beside the embeddings of {location}; name the tables with "
+            "--metadata"
+        )
 
 
 def _is_metadata(name: str) -> bool:
@@ -315,13 +339,20 @@ def plan_tasks(found: Found, settings: AdoptSettings, limit: int | None = None) 
 
 
 def _marks(found: Found) -> dict[tuple[str, str], tuple[int, str | None]]:
-    """Return the size and modification time (or tags, such as the ETag) of each file, by folder and file name."""
+    """Return the size and modification time (or tags, such as the ETag) of each file, by folder and file name.
+
+    Raises:
+        InputError: a file has been removed since its header was read.
+    """
     stores: dict[str, tuple[Store, set[str]]] = {}
     for files in found.sets:
         for part in files.inputs.values():
             stores.setdefault(part.store.url, (part.store, set()))[1].add(part.name)
-    return {
-        (url, name): (stamp.bytes, stamp.modified)
-        for url, (store, names) in stores.items()
-        for name, stamp in stamps(store, sorted(names)).items()
-    }
+    marks: dict[tuple[str, str], tuple[int, str | None]] = {}
+    for url, (store, names) in stores.items():
+        described = stamps(store, sorted(names))
+        if missing := sorted(names - described.keys()):
+            raise InputError(f"{url}/{missing[0]} could be read, but is no longer there; run the same command again")
+        for name, stamp in described.items():
+            marks[url, name] = (stamp.bytes, stamp.modified)
+    return marks

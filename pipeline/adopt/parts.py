@@ -96,11 +96,20 @@ def _describe_column(store: Store, name: str, column: str) -> Vectors:
     """Read the number of rows of a table, and the size and dtype of one column of embeddings.
 
     The size is that of the first embedding that is not null, or that of the type. It is 0 if there is no embedding.
+    pandas writes a column of the Arrow type null if every embedding of a file is None.
     """
     try:
         with store.open(name) as file:
             parquet = open_parquet(file, buffer_size=STREAM_BYTES)
             kind, rows, dim = plain_type(parquet.schema_arrow.field(column).type), parquet.metadata.num_rows, 0
+            if pa.types.is_null(kind):
+                return Vectors(store, name, column, rows, 0, "null")
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+            if not is_list:
+                raise InputError(
+                    f"{store.url}/{name}: column {column!r} holds {kind}, not embeddings as in the other files; write "
+                    "it again as lists of numbers"
+                )
             if pa.types.is_fixed_size_list(kind):
                 dim = kind.list_size
             else:

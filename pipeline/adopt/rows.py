@@ -137,6 +137,23 @@ class TableRows:
             yield {"key": block.pop("key"), **block}
             row += table.num_rows
 
+    def stored_keys(self, first: int, count: int, rows: int) -> Iterator[pa.Array]:
+        """Yield the keys in blocks of `rows` rows. Only the last block may be smaller. A row without a key is null.
+
+        The table must have a column with keys.
+
+        Args:
+            first: index of the first row in the table.
+            count: number of rows to read.
+            rows: number of rows of a block.
+
+        Raises:
+            InputError: the table is damaged, or a value cannot be represented.
+        """
+        wanted = [self._columns.names["key"]]
+        for table in read_batches(self._table, wanted, first, count, rows):
+            yield self._column(table, "key")
+
     def _keys(self, keys: pa.Array | None, first: int, count: int) -> pa.Array:
         """Return the keys of a block of rows. A row without a key gets one from the table's name and its row number."""
         if keys is not None and not keys.null_count:

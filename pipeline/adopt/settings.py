@@ -75,5 +75,5 @@ class AdoptSettings(Settings):
         return {**self.model_dump(mode="json", include=names), "clip": described_clip}
 
 
-_COPY_ONLY = ("normalise", "skip_invalid", "key_column", "caption_column")
+_COPY_ONLY = ("normalise", "skip_invalid", "key_column", "caption_column", "rows_per_shard")
 """Settings that change what is written, and therefore do not go with `in_place`."""

@@ -74,7 +74,7 @@ def adopt(
     files = None
     if settings.in_place:
         files = require_in_place(store, found, tasks)
-    existing = _check_folder(store, manifest, settings, tasks, overwrite=overwrite)
+    existing = _check_folder(store, manifest, settings, tasks, limit, overwrite=overwrite)
     if not settings.in_place:
         require_space(_plan(store, found, existing or manifest, tasks, settings))
     inputs = {task.name: task.input for task in tasks}
@@ -112,7 +112,7 @@ def plan_adopt(
     found = find_embeddings(location, settings)
     tasks = plan_tasks(found, settings, limit)
     manifest = _manifest(found, settings, tasks)
-    existing = _check_folder(store, manifest, settings, tasks, overwrite=overwrite)
+    existing = _check_folder(store, manifest, settings, tasks, limit, overwrite=overwrite)
     return _plan(store, found, manifest if overwrite or existing is None else existing, tasks, settings)
 
 
@@ -140,12 +140,19 @@ def _require_settings(
 
 
 def _check_folder(
-    store: Store, manifest: Manifest, settings: AdoptSettings, tasks: list[AdoptTask], *, overwrite: bool
+    store: Store,
+    manifest: Manifest,
+    settings: AdoptSettings,
+    tasks: list[AdoptTask],
+    limit: int | None,
+    *,
+    overwrite: bool,
 ) -> Manifest | None:
     """Return the manifest of the output folder, after checking that `adopt` may write there.
 
     Raises:
-        FolderError: the folder holds other work, or embeddings that were adopted in place.
+        FolderError: the folder holds other work, embeddings that were adopted in place, or more rows than `limit`
+            allows.
     """
     existing = check_stage(store, manifest, overwrite=overwrite, beside=settings.in_place)
     if existing is not None and not settings.in_place and IN_PLACE_FILES in existing.about:
@@ -156,6 +163,14 @@ def _check_folder(
             f"{store.url} holds shard {min(more)}, which is not in what would be adopted; leave --limit out, name "
             "the embeddings that it was adopted from, or use --overwrite to discard what is there"
         )
+    shards = {} if existing is None or overwrite or limit is None else existing.shards
+    for task in tasks:
+        rows = sum(shards[task.name].counts.values()) if task.name in shards else 0
+        if rows > task.rows:
+            raise FolderError(
+                f"{store.url} holds {rows:,} rows in shard {task.name}, of which --limit {limit} would leave "
+                f"{task.rows:,}; leave --limit out, or use --overwrite to discard what is there"
+            )
     return existing
 
 
@@ -279,7 +294,9 @@ def _describe(statistics: Mapping[str, Any]) -> list[str]:
 def _notes(found: Found, settings: AdoptSettings) -> list[str]:
     """Return notes about what is missing or was left out."""
     notes = list(found.notes)
-    if found.source is None:
+    if found.source is None and settings.clip is None:
+        notes.append("there is no source, so no prior can be trained: adopt again with --source")
+    elif found.source is None:
         notes.append(
             "there is no source: a prior can be trained only with captions (train.text_condition=online); name a "
             "source with --source"

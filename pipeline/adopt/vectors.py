@@ -175,6 +175,9 @@ def _matrix(column: pa.ChunkedArray, dim: int) -> np.ndarray:
             values = pa.array(values.to_pylist(), plain_type(values.type))
         rows = matrix[start : start + len(values)]
         start += len(values)
+        if pa.types.is_null(values.type):
+            rows[...] = np.nan
+            continue
         sound = pc.fill_null(pc.equal(pc.list_value_length(values), dim), False).to_numpy(zero_copy_only=False)
         if not sound.all():
             values = values.filter(pa.array(sound))

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..compute.read_ahead import DecodeAhead
+from ..contract.arrow.types import plain_type
 from ..contract.commit import ShardCommit
 from ..contract.hashing import HashingFile
 from ..contract.manifest import READ_BLOCK_ROWS, Manifest, ShardRecord
@@ -21,7 +22,7 @@ from ..contract.storage import Store
 from ..contract.vectors.rules import WORDS, judge_norms, row_norms
 from ..errors import InputError
 from .find import AdoptTask, FileSet
-from .parts import Vectors
+from .parts import Table, Vectors
 from .rows import MadeRows, TableColumns, TableRows, choose_columns
 from .settings import AdoptSettings
 from .vectors import block_rows, read_vectors, vector_fault
@@ -204,13 +205,29 @@ class _Written:
 def _row_reader(files: FileSet, settings: AdoptSettings) -> TableRows | MadeRows:
     if files.table is None:
         return MadeRows(files.target.name.rpartition(".")[0])
-    return TableRows(files.table, choose_columns(files.table, settings))
+    columns = choose_columns(files.table, settings)
+    return TableRows(files.table, replace(columns, names=_without_null_embeddings(files, files.table, columns.names)))
+
+
+def _without_null_embeddings(files: FileSet, table: Table, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns to copy without columns of embeddings that have the Arrow type null.
+
+    `choose_columns` leaves out all other embeddings, but this type does not show that a column holds embeddings.
+    """
+    empty = {
+        part.column
+        for part in files.parts.values()
+        if (part.store.url, part.name) == (table.store.url, table.name)
+        and pa.types.is_null(plain_type(table.schema.field(part.column).type))
+    }
+    return {name: column for name, column in names.items() if column not in empty}
 
 
 def _compare_keys(task: AdoptTask, settings: AdoptSettings) -> None:
     """Check that two tables, one with the target and one with the source, have the same keys in the same order.
 
-    Nothing is checked if there is only one table, or if the table of the source has no column of the same name.
+    Nothing is checked if there is only one table, or if the table of the source has no column of the same name. The
+    stored keys are compared, because the keys that are made for rows without one contain the name of the file.
 
     Raises:
         InputError: the keys of a row differ.
@@ -223,19 +240,19 @@ def _compare_keys(task: AdoptTask, settings: AdoptSettings) -> None:
         return
     keys = TableColumns({"key": column}, {"key": pa.string()}, ())
     streams = [
-        TableRows(table, keys).blocks(task.first, task.rows, READ_BLOCK_ROWS)
+        TableRows(table, keys).stored_keys(task.first, task.rows, READ_BLOCK_ROWS)
         for table in (files.table, files.source_table)
     ]
     first = task.first
     for one, other in zip(*streams, strict=True):
-        if not one["key"].equals(other["key"]):
-            ours, theirs = one["key"].to_pylist(), other["key"].to_pylist()
+        if not one.equals(other):
+            ours, theirs = one.to_pylist(), other.to_pylist()
             at = next(at for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
             raise InputError(
                 f"{files.source_table.title}, row {first + at}: {column} is {theirs[at]!r}, and {ours[at]!r} in "
                 f"{files.table.title}; sort both tables by {column}, with the same rows"
             )
-        first += len(one["key"])
+        first += len(one)
 
 
 def _require_norms(

@@ -138,9 +138,10 @@ def finish_replacements(store: Store, name: str | None = None) -> ShardRecord | 
 class StageFolder:
     """Output folder of a stage such as `download`, locked for writing. Use `open_stage` to create an instance."""
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest, *, beside: bool = False) -> None:
         self.store = store
         self.manifest = manifest
+        self._beside = beside
 
     def pending(self, inputs: Mapping[str, str]) -> list[str]:
         """Return the names of the shards that still need to be processed.
@@ -193,7 +194,8 @@ class StageFolder:
         The following files are removed:
 
         - the separate record files, because the manifest now contains the records;
-        - files that were written to replace the files of a shard, but were never committed;
+        - files that were written to replace the files of a shard, but were never committed. In a folder opened with
+          `beside`, no files are replaced, and a folder of the name `REPLACEMENT_FOLDER` is the user's;
         - temporary files.
         """
         self._write_manifest()
@@ -201,7 +203,8 @@ class StageFolder:
         # remove only files that exist, because each removal from an object store takes a request
         for name in known.intersection(self.store.names(RECORD_FOLDER)):
             self.store.remove(name)
-        _clear_replacements(self.store)
+        if not self._beside:
+            _clear_replacements(self.store)
         if self.store.is_local:
             with contextlib.suppress(OSError):
                 self.store.fs.rmdir(self.store.path(RECORD_FOLDER))
@@ -220,9 +223,12 @@ def open_stage(
     Args:
         store: folder of the stage; created if it does not exist.
         planned: new manifest of the folder, with the stage, settings and input of this run. Unless `overwrite` is True,
-            the shard records and `about` entries of the existing manifest are added to it.
+            the shard records of the existing manifest are added to it. If the settings are the same, the `about`
+            entries are added too. They may differ only if the existing manifest has no files, and its `about` entries
+            then describe files that were never written.
         overwrite: True to discard the shards already in the folder, even if they were made with other settings.
-        beside: True to write the manifest beside files that the folder already contains, and never remove a file.
+        beside: True to write the manifest beside files that the folder already contains, and never move or remove one
+            of these files.
 
     Raises:
         FolderError: the location is a file, or the folder contains unrelated files, was written by another stage or is
@@ -232,15 +238,17 @@ def open_stage(
     """
     check_stage(store, planned, overwrite=overwrite, beside=beside)
     with lock_folder(store):
-        finish_replacements(store)
+        if not beside:
+            finish_replacements(store)
         # check again now that the folder is locked: another writer may have changed it since the first check
         existing = check_stage(store, planned, overwrite=overwrite, beside=beside)
         if existing is not None and overwrite:
             _discard(store, existing, records_only=beside)
             existing = None
         planned.shards = existing.shards if existing is not None else {}
-        planned.about = {**(existing.about if existing is not None else {}), **planned.about}
-        folder = StageFolder(store, planned)
+        if existing is not None and existing.settings == planned.settings:
+            planned.about = {**existing.about, **planned.about}
+        folder = StageFolder(store, planned, beside=beside)
         folder._write_manifest()
         yield folder
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import email.utils
 import os
 import posixpath
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +25,19 @@ _SETTLED_SECONDS = 2.0
 file systems store times in whole seconds, and FAT stores them in steps of two seconds."""
 _CONTENT_TAGS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "crc32c", "checksum", "blob_id", "sha256")
 """Fields of object store listings that, unlike modification times, always change when the content changes."""
-_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "modificationTime", "created")
+_TIMES = (
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "modified",
+    "updated",
+    "modificationTime",
+    "created",
+    "Last-Modified",
+)
 """Fields of fsspec listings that contain a modification time, most reliable first."""
+_WEB_THREADS = 16
+"""Number of requests sent to a web server at the same time. The number is high, to hide their latency."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,32 @@ def stamps(store: Store, names: Iterable[str]) -> dict[str, Stamp]:
         return {name: stamp for name, stamp in local.items() if stamp is not None}
     store.fs.invalidate_cache()
     wanted = {f"{store.root}/{name}": name for name in names}
+    if store.url.startswith(("http://", "https://")):
+        return _web_stamps(store, wanted)
     described: dict[str, Any] = {}
     for folder in sorted({posixpath.dirname(path) for path in wanted}):  # one request per folder
         with contextlib.suppress(FileNotFoundError):
             described.update({entry["name"]: entry for entry in store.fs.ls(folder, detail=True)})
     return {name: remote_stamp(described[path]) for path, name in wanted.items() if path in described}
+
+
+def _web_stamps(store: Store, wanted: Mapping[str, str]) -> dict[str, Stamp]:
+    """Return the stamp of each file on a web server, by name. The headers of each file are requested.
+
+    Many web servers list no folders, and the listings of the others have neither sizes nor tags.
+
+    Args:
+        wanted: names of the files, by URL.
+    """
+
+    def stamp_or_none(url: str) -> Stamp | None:
+        with contextlib.suppress(FileNotFoundError):
+            return path_stamp(store.fs, url)
+        return None
+
+    with ThreadPoolExecutor(_WEB_THREADS) as pool:
+        found = dict(zip(wanted.values(), pool.map(stamp_or_none, wanted), strict=True))
+    return {name: stamp for name, stamp in found.items() if stamp is not None}
 
 
 def _local_stamp(path: str) -> Stamp | None:
@@ -117,6 +151,9 @@ def remote_stamp(described: Mapping[str, Any]) -> Stamp:
     if isinstance(moment, str):
         with contextlib.suppress(ValueError):
             moment = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
+    if isinstance(moment, str):
+        with contextlib.suppress(ValueError):  # the format of HTTP headers
+            moment = email.utils.parsedate_to_datetime(moment)
     if isinstance(moment, datetime.datetime):
         moment = (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
     if not isinstance(moment, int | float):

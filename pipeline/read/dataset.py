@@ -425,6 +425,10 @@ class EmbeddingDataset:
             InputError: the folder lacks a requested array.
         """
         if text_embed and not self.has_text_embed:
+            if self.spaces is not None:  # no CLIP could compute text embeddings from captions
+                raise InputError(
+                    f"{self.store.url} stores no source embeddings; adopt again with --source, or name another folder"
+                )
             raise InputError(
                 f"{self.store.url} stores no text embeddings; embed with embed.text=true, or train with "
                 "train.text_condition=online, which computes them from captions"

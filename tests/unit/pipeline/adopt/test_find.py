@@ -10,7 +10,7 @@ import pytest
 
 from priorkit.pipeline.adopt.find import find_embeddings, plan_tasks
 from priorkit.pipeline.adopt.settings import AdoptSettings
-from priorkit.pipeline.errors import InputError, PriorkitError
+from priorkit.pipeline.errors import InputError, PriorkitError, SettingsError
 
 from .conftest import ROWS, clip_retrieval, datacomp, hugging_face, save, save_table, units
 
@@ -85,6 +85,16 @@ def test_one_candidate_for_the_source_is_proposed_as_the_target(tmp_path: Path) 
     assert found(tmp_path, target="text_embedding")[:2] == ("text_embedding", None)
 
 
+def test_a_source_without_a_target_is_named(tmp_path: Path) -> None:
+    save_table(tmp_path / "a.parquet", text_embedding=[[0.5, 0.5]] * 2)
+    with pytest.raises(InputError, match=r"no target for the source text_embedding; name the target's folder or file"):
+        found(tmp_path, source="text_embedding")
+    save(tmp_path / "elsewhere/image.npy", units(2))
+    assert found(tmp_path / "a.parquet", source="text_embedding", target=str(tmp_path / "elsewhere"))[:2] == (
+        "elsewhere", "text_embedding"
+    )  # fmt: skip
+
+
 def test_embeddings_that_are_not_used_are_noted(tmp_path: Path) -> None:
     save(tmp_path / "image.npy", units(ROWS, 6))
     save(tmp_path / "sound.npy", units(ROWS, 4))
@@ -122,6 +132,17 @@ def test_a_missing_table_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "metadata/metadata_0.parquet").unlink()
     with pytest.raises(InputError, match=r"img_emb_0\.npy has no partner among the metadata .*--metadata none"):
         found(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["key_column", "caption_column"])
+def test_a_column_without_a_table_is_refused(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "in/image.npy", units())
+    with pytest.raises(SettingsError, match=f"{name}=uid: there is no table .*in; name the tables with --metadata"):
+        found(tmp_path / "in", **{name: "uid"})
+    save_table(tmp_path / "in/about.parquet", uid=["a"] * ROWS)
+    with pytest.raises(SettingsError, match=f"{name}=uid has no effect with --metadata none"):
+        found(tmp_path / "in", metadata="none", **{name: "uid"})
+    assert found(tmp_path / "in", **{name: "uid"})[2] == ["about.parquet"]
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:

@@ -85,3 +85,13 @@ def test_what_cannot_be_read_where_it_is_is_refused(folder: Path, tmp_path: Path
     save(folder / "part-1/image.npy", 2 * units(ROWS, IMAGE))
     with pytest.raises(InputError, match=r"row 0: the image embedding has norm 2, not 1; adopt into a folder instead"):
         adopt(str(folder), None, settings())
+
+
+def test_a_folder_that_is_named_like_one_of_priorkit_keeps_its_files(folder: Path) -> None:
+    kept = [folder / "replacing/image.npy", folder / "replacing/shards/0000.json"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    adopt(str(folder), None, settings())
+    adopt(str(folder), None, settings(), overwrite=True)
+    assert [path.read_text() for path in kept] == ["{}", "{}"]

@@ -30,6 +30,15 @@ def test_a_column_without_any_embedding_has_size_0(tmp_path: Path) -> None:
     assert describe_vectors(Store(str(tmp_path)), "x.parquet", "v").dim == 0
 
 
+def test_a_column_of_another_type_than_lists_is_named(tmp_path: Path) -> None:
+    save_table(tmp_path / "null.parquet", v=pa.nulls(3))
+    part = describe_vectors(Store(str(tmp_path)), "null.parquet", "v")
+    assert (part.rows, part.dim) == (3, 0)
+    save_table(tmp_path / "x.parquet", v=["a", "b"])
+    with pytest.raises(InputError, match=r"x\.parquet: column 'v' holds string, not embeddings as in the other files"):
+        describe_vectors(Store(str(tmp_path)), "x.parquet", "v")
+
+
 def test_a_column_that_a_later_file_lacks_is_named(tmp_path: Path) -> None:
     save_table(tmp_path / "x.parquet", w=units().tolist())
     with pytest.raises(InputError, match=r"x\.parquet is damaged .*v"):

@@ -18,9 +18,9 @@ def test_what_made_the_embeddings_must_be_said_once() -> None:
     assert parse_settings(AdoptSettings, {"not_clip": "clap"}, "adopt").clip is None
 
 
-@pytest.mark.parametrize("setting", ["normalise", "skip_invalid", "key_column", "caption_column"])
+@pytest.mark.parametrize("setting", ["normalise", "skip_invalid", "key_column", "caption_column", "rows_per_shard"])
 def test_settings_that_change_files_do_not_go_with_in_place(setting: str) -> None:
-    value = True if setting in ("normalise", "skip_invalid") else "name"
+    value = {"normalise": True, "skip_invalid": True, "rows_per_shard": 1_000_000}.get(setting, "name")
     with pytest.raises(SettingsError, match=f"{setting} has no effect with in_place"):
         parse_settings(AdoptSettings, {"not_clip": "clap", "in_place": True, setting: value}, "adopt")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, Set
 from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
 
+from ....conftest import QuietHandler, serving
 from .conftest import IMAGE, ROWS, TEXT, clip_retrieval, datacomp, hugging_face, save, units
 
 
@@ -125,6 +127,25 @@ def test_a_limit_writes_the_first_rows_alone(tmp_path: Path) -> None:
         adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=11)
 
 
+@pytest.mark.parametrize("skip_invalid", [False, True])
+def test_a_limit_does_not_shorten_a_shard(tmp_path: Path, skip_invalid: bool) -> None:
+    image = units()
+    if skip_invalid:
+        image[2:] = 0
+    save(tmp_path / "in/image.npy", image)
+    chosen = settings(skip_invalid=skip_invalid)
+    adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen)
+    before = content(tmp_path / "out")
+    with pytest.raises(FolderError, match=r"holds 20 rows in shard 0000, of which --limit 9 would leave 9; leave --li"):
+        adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=9)
+    with pytest.raises(FolderError, match="of which --limit 9 would leave 9"):
+        plan_adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=9)
+    assert content(tmp_path / "out") == before
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen, limit=ROWS).done_now == 0
+    save(tmp_path / "in/image.npy", units(8))
+    assert adopt(str(tmp_path / "in"), str(tmp_path / "out"), chosen).rows == 8
+
+
 def test_remote_folders_are_read_and_written(tmp_path: Path) -> None:
     two_spaces(tmp_path / "in")
     chosen = settings(source="audio", target="image")
@@ -138,6 +159,50 @@ def test_remote_folders_are_read_and_written(tmp_path: Path) -> None:
     fs.rm("memory://adopted-out", recursive=True)
 
 
+def test_a_single_file_of_a_web_server_is_adopted_again_once_it_changes(tmp_path: Path) -> None:
+    """The server answers ranges, but lists no folders."""
+    stored = {"/image.npy": npy(units())}
+
+    class Handler(QuietHandler):
+        def do_HEAD(self) -> None:
+            self.answer(False)
+
+        def do_GET(self) -> None:
+            self.answer(True)
+
+        def answer(self, has_body: bool) -> None:
+            body = stored.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            start, end = 0, len(body) - 1
+            if (wanted := self.headers.get("Range")) is not None:
+                low, _, high = wanted.removeprefix("bytes=").partition("-")
+                start, end = int(low), min(int(high or end), end)
+            self.send_response(200 if wanted is None else 206)
+            if wanted is not None:
+                self.send_header("Content-Range", f"bytes {start}-{end}/{len(body)}")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", f'"{hash(body)}"')
+            self.send_header("Content-Length", str(end - start + 1))
+            self.end_headers()
+            if has_body:
+                self.wfile.write(body[start : end + 1])
+
+    with serving(Handler) as url:
+        for done in (1, 0):
+            assert adopt(f"{url}/image.npy", str(tmp_path / "out"), settings()).done_now == done
+        stored["/image.npy"] = npy(units(seed=3))
+        assert adopt(f"{url}/image.npy", str(tmp_path / "out"), settings()).done_now == 1
+    np.testing.assert_allclose(np.load(tmp_path / "out/img_emb/img_emb_0000.npy"), units(seed=3), atol=1e-3)
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
 def test_a_clip_is_declared_without_loading_it(tmp_path: Path, tiny_clip: Path) -> None:
     for name, seed in (("img_emb", 0), ("text_emb", 1)):
         save(tmp_path / f"in/{name}/{name}_0.npy", units(ROWS, 16, seed))
@@ -148,6 +213,22 @@ def test_a_clip_is_declared_without_loading_it(tmp_path: Path, tiny_clip: Path) 
     assert set(dataset.clip["source"]["files"]) == {"open_clip_config.json", "open_clip_model.safetensors"}
     assert dataset.clip_settings["model"] == f"local-dir:{tiny_clip}"
     assert dataset.spaces is None
+
+
+def test_another_model_replaces_the_clip_of_a_run_that_wrote_nothing(tmp_path: Path, tiny_clip: Path) -> None:
+    for name, seed in (("img_emb", 0), ("text_emb", 1)):
+        save(tmp_path / f"in/{name}/{name}_0.npy", units(ROWS, 16, seed))
+    save(tmp_path / "in/img_emb/img_emb_0.npy", np.zeros((ROWS, 16), np.float32))
+    with pytest.raises(InputError, match="is all zeros"):
+        adopt(
+            str(tmp_path / "in"),
+            str(tmp_path / "out"),
+            AdoptSettings(clip=ClipSettings(model=f"local-dir:{tiny_clip}")),
+        )
+    save(tmp_path / "in/img_emb/img_emb_0.npy", units(ROWS, 16))
+    adopt(str(tmp_path / "in"), str(tmp_path / "out"), settings())
+    assert set(json.loads((tmp_path / "out/manifest.json").read_text())["about"]) == {"not_clip", "spaces"}
+    assert read_embeddings(str(tmp_path / "out")).spaces is not None
 
 
 def test_a_clip_of_another_size_or_direction_is_refused(tmp_path: Path, tiny_clip: Path) -> None:
@@ -176,6 +257,18 @@ def test_folders_that_do_not_fit_are_refused(
     clip_retrieval(tmp_path / "in")
     with pytest.raises(PriorkitError, match=message):
         adopt(str(tmp_path / "in"), None if target is None else str(tmp_path / target), settings(**values))
+
+
+def test_advice_without_a_source_names_captions_only_for_a_clip(tmp_path: Path, tiny_clip: Path) -> None:
+    save(tmp_path / "in/image.npy", units(ROWS, 16))
+    notes = adopt(str(tmp_path / "in"), str(tmp_path / "out"), settings()).notes
+    assert "there is no source, so no prior can be trained: adopt again with --source" in notes
+    with pytest.raises(InputError, match=r"stores no source embeddings; adopt again with --source") as error:
+        read_embeddings(str(tmp_path / "out")).require(text_embed=True)
+    assert "online" not in str(error.value)
+    clip = AdoptSettings(clip=ClipSettings(model=f"local-dir:{tiny_clip}"))
+    notes = adopt(str(tmp_path / "in"), str(tmp_path / "clip"), clip).notes
+    assert any("train.text_condition=online" in note for note in notes)
 
 
 def test_messages_have_at_most_three_lines(tmp_path: Path) -> None:

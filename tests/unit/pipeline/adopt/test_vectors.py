@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_rows_that_are_no_embedding_are_nan(tmp_path: Path) -> None:
     [block] = read_vectors(describe_vectors(Store(str(tmp_path)), "y.parquet", "v"), 0, N, 64)
     assert np.flatnonzero(np.isnan(block).all(axis=1)).tolist() == [3]
     assert np.array_equal(block[4:], VALUES[4:])
+
+
+def test_a_column_of_the_type_null_is_nan(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"v": pa.nulls(3)}), tmp_path / "x.parquet")
+    part = replace(describe_vectors(Store(str(tmp_path)), "x.parquet", "v"), dim=D)
+    [block] = read_vectors(part, 0, 3, 64)
+    assert block.shape == (3, D)
+    assert np.isnan(block).all()
 
 
 def test_dtypes_are_named(tmp_path: Path) -> None:

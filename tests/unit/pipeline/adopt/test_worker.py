@@ -98,6 +98,18 @@ def test_a_missing_or_shorter_embedding_of_a_table_is_said_so(tmp_path: Path) ->
     assert errors == ["invalid_embedding: the image embedding is null, or does not have 6 values"] * 2
 
 
+def test_a_table_whose_embeddings_are_all_null_has_only_invalid_rows(tmp_path: Path) -> None:
+    save_table(tmp_path / "in/0.parquet", key=["a", "b"], image=units(2).tolist())
+    save_table(tmp_path / "in/1.parquet", key=["c", "d", "e"], image=pa.nulls(3))
+    with pytest.raises(InputError, match=r"1\.parquet, image, row 0: the image embedding is null, .* --skip-invalid"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert run(tmp_path / "in", tmp_path / "new", skip_invalid=True) == {"success": 2, "invalid_embedding": 3}
+    tables = [pq.read_table(tmp_path / f"new/metadata/metadata_000{shard}.parquet") for shard in range(2)]
+    assert tables[0].column_names == tables[1].column_names == ["key", "image_norm"]
+    failures = pq.read_table(tmp_path / "new/failures/failures_0001.parquet")
+    assert failures["key"].to_pylist() == ["c", "d", "e"]
+
+
 def test_many_blocks_are_one_shard_with_row_groups_of_one_size(tmp_path: Path) -> None:
     rows, dim = 9000, 1024  # a block has 1,024 rows
     save(tmp_path / "in/image.npy", units(rows, dim))
@@ -120,6 +132,18 @@ def test_keys_of_two_tables_must_agree(tmp_path: Path) -> None:
     keys[8], keys[9] = keys[9], keys[8]
     save_table(tmp_path / "in/texts/a.parquet", uid=keys, text=units(seed=1).tolist())
     with pytest.raises(InputError, match=r"texts/a\.parquet, row 8: uid is 'k9', and 'k8' in .*images/a\.parquet"):
+        run(tmp_path / "in", tmp_path / "new")
+
+
+def test_rows_without_a_key_agree_in_two_tables(tmp_path: Path) -> None:
+    keys = [None if row == 3 else f"k{row}" for row in range(ROWS)]
+    save_table(tmp_path / "in/images/a.parquet", uid=keys, image=units().tolist())
+    save_table(tmp_path / "in/texts/a.parquet", uid=keys, text=units(seed=1).tolist())
+    run(tmp_path / "in", tmp_path / "out")
+    assert read(tmp_path / "out")[2]["key"][3].as_py() == "images/a_000000003"
+    keys[3], keys[4] = keys[4], keys[3]
+    save_table(tmp_path / "in/texts/a.parquet", uid=keys, text=units(seed=1).tolist())
+    with pytest.raises(InputError, match=r"texts/a\.parquet, row 3: uid is 'k4', and None in .*images/a\.parquet"):
         run(tmp_path / "in", tmp_path / "new")
 
 

@@ -130,6 +130,15 @@ def test_changed_settings_are_refused_with_their_names_and_the_fix(store: Store)
     assert store.url in str(error.value)
 
 
+def test_about_entries_stay_only_with_the_same_settings(store: Store) -> None:
+    with open_stage(store, planned()) as folder:
+        folder.describe(clip="tiny")
+    with open_stage(store, planned()) as folder:
+        assert folder.manifest.about == {"clip": "tiny"}
+    with open_stage(store, planned(settings={"size": 64})) as folder:
+        assert folder.manifest.about == {}
+
+
 def test_another_stage_is_refused_even_with_overwrite(store: Store) -> None:
     two_shards(store)
     for overwrite in (False, True):
@@ -264,3 +273,12 @@ def test_a_shard_stays_unchanged_if_its_new_version_is_incomplete(tmp_path: Path
         assert differing_files(store, record) == []
         folder.finish()
     assert not (tmp_path / "replacing").exists()
+
+
+def test_files_beside_the_manifest_are_not_taken_for_replacements(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with ShardCommit(store, "00000", input="in", settings="s", replaces=True).create("00000.tar") as file:
+        file.write(b"new")
+    with open_stage(store, planned(), beside=True) as folder:
+        folder.finish()
+    assert (tmp_path / "replacing/00000.tar").read_bytes() == b"new"

@@ -14,6 +14,8 @@ import pytest
 from priorkit.pipeline.contract.file_stamps import NO_STAMP, Stamp, file_stamp, path_stamp, remote_stamp, stamps
 from priorkit.pipeline.contract.storage import Store
 
+from ....conftest import ImageServer
+
 
 def test_a_local_stamp_is_size_and_time_and_settles_with_age(tmp_path: Path) -> None:
     path = tmp_path / "a"
@@ -45,6 +47,17 @@ def test_files_on_an_object_store_are_stamped_from_one_listing_per_folder(reques
     assert requests.count("ls") == 2
 
 
+def test_files_on_a_web_server_are_stamped_from_their_headers(image_server: ImageServer) -> None:
+    """The server's listing has no sizes or times, and an index page may replace it."""
+    (image_server.folder / "a").mkdir()
+    for name in ("x", "y"):
+        (image_server.folder / "a" / name).write_bytes(b"123")
+        os.utime(image_server.folder / "a" / name, (OLD.timestamp(), OLD.timestamp()))
+    (image_server.folder / "a/index.html").write_text("nothing")
+    found = stamps(Store(image_server.url), ["a/x", "a/y", "a/none"])
+    assert found == dict.fromkeys(("a/x", "a/y"), Stamp(3, repr(OLD.timestamp()), True))
+
+
 NOW = time.time()
 OLD = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
 
@@ -58,6 +71,7 @@ OLD = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
         ({"size": 5, "LastModified": OLD}, Stamp(5, repr(OLD.timestamp()), True)),
         ({"size": 5, "created": OLD.replace(tzinfo=None)}, Stamp(5, repr(OLD.timestamp()), True)),
         ({"size": 5, "updated": "2020-01-02T03:04:05Z"}, Stamp(5, repr(OLD.timestamp()), True)),
+        ({"size": 5, "Last-Modified": "Thu, 02 Jan 2020 03:04:05 GMT"}, Stamp(5, repr(OLD.timestamp()), True)),
         ({"size": 5, "updated": "yesterday"}, Stamp(5, None, False)),
         ({"size": None}, Stamp(0, None, False)),
         ({"size": 5, "mtime": NOW + 3600}, Stamp(5, repr(NOW + 3600), False)),
