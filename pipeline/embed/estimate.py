@@ -58,7 +58,7 @@ def measure(store: Store, manifest: Manifest) -> Measured | None:
         for log in record.logs:
             with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):  # logs may be missing
                 seconds += float(store.read_json(log)["seconds"])
-                samples += sum(record.counts.values())
+                samples += record.input_samples
                 size += sum(entry.bytes for entry in record.files.values())
     return Measured(seconds / samples, size / samples) if samples and seconds else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_complete_shards_give_the_rate_and_the_size(tmp_path: Path) -> None:
     assert found is not None
     assert found.seconds_per_sample == pytest.approx(6 / 40)
     assert found.bytes_per_sample == pytest.approx(1200 / 40)
+
+
+def test_the_rate_and_the_size_are_per_sample_and_not_per_caption(tmp_path: Path) -> None:
+    manifest = complete(tmp_path, [(50, 2.0, 400)])
+    manifest.shards["0000"] = dataclasses.replace(manifest.shards["0000"], samples=10)
+    found = measure(Store(str(tmp_path)), manifest)
+    assert found is not None
+    assert (found.seconds_per_sample, found.bytes_per_sample) == (pytest.approx(0.2), pytest.approx(40))
 
 
 def test_only_the_latest_shards_count(tmp_path: Path) -> None:

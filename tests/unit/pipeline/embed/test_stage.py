@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def test_embedded_shards_are_kept_beyond_the_limit(images: str, tmp_path: Path) 
     assert limits(images, tmp_path / "out", 1, other) == {"0000": 1}
 
 
+def test_embedded_samples_with_several_captions_are_kept_beyond_the_limit(images: str, tmp_path: Path) -> None:
+    first = dataclasses.replace(record(images, "0001", 1, success=5), samples=1)
+    assert limits(images, tmp_path / "out", 1, first) == {"0000": 1, "0001": 1}
+
+
 def test_a_shard_that_the_input_does_not_have_is_refused(images: str, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"out holds shard 0007, for which .*images has no input"):
         limits(images, tmp_path / "out", None, ShardRecord("0007", 1, "", "", {}), ShardRecord("0009", 1, "", "", {}))
@@ -138,9 +144,10 @@ def test_a_plan_refuses_a_model_that_does_not_exist(images: str, tmp_path: Path)
         plan_embed(images, str(tmp_path / "out"), settings)
 
 
-def result(images: str, tmp_path: Path, **counts: int) -> StageResult:
+def result(images: str, tmp_path: Path, processed: int | None = None, **counts: int) -> StageResult:
     tasks, _ = plan_tasks(images, SETTINGS, 3, None, Store(str(tmp_path / "out")))
-    return _compare_counts(StageResult("embed", "out", 2, 2, "shards", 0, 1.0, counts), tasks)
+    result = StageResult("embed", "out", 2, 2, "shards", 0, 1.0, counts)
+    return _compare_counts(result, tasks, sum(counts.values()) if processed is None else processed)
 
 
 def test_fewer_outcomes_than_samples_are_an_error_unless_a_shard_is_damaged(images: str, tmp_path: Path) -> None:
@@ -148,6 +155,8 @@ def test_fewer_outcomes_than_samples_are_an_error_unless_a_shard_is_damaged(imag
     assert result(images, tmp_path, success=1, damaged_shard=1).statistics == {"input_samples": 3}
     with pytest.raises(InputError, match="accounts for 2 of the 3 samples of its input"):
         result(images, tmp_path, success=2)
+    with pytest.raises(InputError, match="accounts for 2 of the 3 samples of its input"):
+        result(images, tmp_path, processed=2, success=10)  # five captions per image
 
 
 def test_the_most_frequent_failure_is_shown(tmp_path: Path) -> None:
