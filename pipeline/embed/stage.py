@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from ..clip.encoder import check_clip, clip_location, clip_source, load_encoder
+from ..clip.encoder import check_clip, clip_cost, clip_location, clip_source, load_encoder
 from ..clip.identity import clip_difference, is_same_clip
 from ..compute.device import describe_device, resolve, with_gpus
 from ..compute.settings import ComputeSettings
@@ -225,11 +225,20 @@ def plan_embed(
     plan = _plan(store, settings, earlier or manifest, tasks, measured)
     if not plan.pending_units:
         return plan
+    notes: list[str] = []
     if measured is None:
         check_clip(settings.clip)  # the estimate passes over models that do not exist
-    seconds = estimate_seconds(settings) if measured is None else measured.seconds_per_sample
+        cost = clip_cost(settings.clip)
+        seconds = estimate_seconds(settings, cost)
+        if cost is None:
+            notes = [
+                f"the time is estimated for a ViT-L/14, because the size of embed.clip.model={settings.clip.model} is "
+                "not known before it is loaded"
+            ]
+    else:
+        seconds = measured.seconds_per_sample
     basis: TimeBasis = "estimate" if measured is None else "measured"
-    return replace(plan, seconds=plan.pending_rows * seconds / compute.workers, time_basis=basis)
+    return replace(plan, seconds=plan.pending_rows * seconds / compute.workers, time_basis=basis, notes=notes)
 
 
 def _plan(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from priorkit.pipeline.clip.encoder import clip_source, load_encoder
+from priorkit.pipeline.clip.encoder import clip_cost, clip_source, load_encoder
 from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.compute.stage import StageResult
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
@@ -116,7 +117,8 @@ def test_the_measured_rate_replaces_the_estimate(images: str, tmp_path: Path) ->
     settings, out = SETTINGS.model_copy(update={"clip": ClipSettings(model="priorkit:demo")}), tmp_path / "out"
     plan = plan_embed(images, str(out), settings)
     assert plan.time_basis == "estimate"
-    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings))
+    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings, clip_cost(settings.clip)))
+    assert plan.notes == []
     assert plan.to_json()["time_basis"] == "estimate"
     tasks, _ = plan_tasks(images, settings, None, None, Store(str(out)))
     with open_stage(Store(str(out)), embed_manifest(settings, None)) as folder:
@@ -130,6 +132,16 @@ def test_the_measured_rate_replaces_the_estimate(images: str, tmp_path: Path) ->
     assert (plan.pending_units, plan.time_basis) == (2, "measured")
     assert (plan.seconds, plan.bytes_needed) == (pytest.approx(10.0), 600)
     assert plan_embed(images, str(out), settings, overwrite=True).time_basis == "estimate"
+
+
+def test_a_plan_says_that_the_size_of_the_clip_is_not_known(images: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pt")
+    model = f"openai_clip:{tmp_path / 'w.pt'}"
+    settings = SETTINGS.model_copy(update={"clip": ClipSettings(model=model)})
+    plan = plan_embed(images, str(tmp_path / "out"), settings)
+    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings, None))
+    (note,) = plan.notes
+    assert note.startswith(f"the time is estimated for a ViT-L/14, because the size of embed.clip.model={model} is not")
 
 
 def test_planning_does_nothing(images: str, tmp_path: Path) -> None:
