@@ -247,7 +247,8 @@ def check(
 
     The stages before `start` are not checked. The evaluation settings and the evaluation folder are checked only if
     `until`, the last stage to run, is `evaluate`. The CLIP settings are checked unless `until` is `download`. The
-    arguments are as for `run`.
+    prior in `train.init_from` is loaded and checked if the run includes the stages embed and train. The arguments are
+    as for `run`.
 
     Raises:
         PriorkitError: a check failed. Only the first problem is reported.
@@ -259,6 +260,8 @@ def check(
         _check_evaluation(recipe, first, overwrite=overwrite)
     if first in ("download", "embed"):
         _check_data(recipe, first, until, limit=limit, overwrite=overwrite)
+        if until in ("train", "evaluate"):
+            _check_start(recipe, overwrite=overwrite)
     elif first == "train":
         require_same_clip(recipe, recipe.folders.embeddings)
     if first != "evaluate":
@@ -322,6 +325,29 @@ def _check_data(recipe: Recipe, first: StageName, until: StageName, *, limit: in
     embeddings = Store(folders.embeddings)
     resolved = resolve(recipe.embed, "embed", recipe.compute)
     check_stage(embeddings, embed_manifest(resolved, None if overwrite else embeddings), overwrite=overwrite)
+
+
+def _check_start(recipe: Recipe, *, overwrite: bool) -> None:
+    """Check that training can start from the prior in `train.init_from`, if there is one.
+
+    Raises:
+        PriorkitError: the prior is missing or damaged, or does not fit the recipe's CLIP model or its settings.
+    """
+    from ..pipeline.contract.manifest import read_manifest
+    from ..pipeline.contract.storage import Store
+    from ..prior.train.start import check_planned_start
+
+    if recipe.train.init_from is None:
+        return
+    folder = recipe.folders.embeddings
+    earlier = None if overwrite else read_manifest(Store(folder))
+    check_planned_start(
+        recipe.train,
+        recipe.embed.clip,
+        {} if earlier is None else earlier.about.get("clip", {}),
+        folder,
+        stores_states=recipe.embed.token_states,
+    )
 
 
 def _check_evaluation(recipe: Recipe, first: StageName, *, overwrite: bool) -> None:

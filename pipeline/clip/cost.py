@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .convert.load import build_model
+from .convert.transformers_config import read_config
 from .errors import silence_library_logs
 from .files import CONFIG_NAME
 from .plan import hub_config
@@ -43,7 +45,7 @@ def count_cost(settings: ClipSettings, source: ClipSource, library: Any) -> Clip
     """Build a CLIP model without memory for its weights, and count the operations of its towers.
 
     Return None if the model cannot be built from its config alone, for example because the config is on the Hugging
-    Face Hub and there is no network.
+    Face Hub and there is no network, or because the weights of OpenAI's package have no config.
 
     Args:
         settings: settings of the model.
@@ -53,12 +55,15 @@ def count_cost(settings: ClipSettings, source: ClipSource, library: Any) -> Clip
     size = None if settings.preprocess is None else settings.preprocess.size
     options: dict[str, Any] = {} if size is None else {"force_image_size": size}
     try:
-        with _config_name(settings, source, library) as name, torch.device("meta"), warnings.catch_warnings():
-            if name.startswith(LOCAL_PREFIX):  # open_clip 2 has neither these names nor this option
-                options["load_weights"] = False
+        with torch.device("meta"), warnings.catch_warnings(), silence_library_logs():
             warnings.simplefilter("ignore")
-            with silence_library_logs():
-                model = library.create_model(name, device="meta", pretrained_hf=False, **options)
+            if source.kind == "transformers" and source.folder is not None:
+                model = _transformers_model(source.folder, size, library)
+            else:
+                with _config_name(settings, source, library) as name:
+                    if name.startswith(LOCAL_PREFIX):  # open_clip 2 has neither these names nor this option
+                        options["load_weights"] = False
+                    model = library.create_model(name, device="meta", pretrained_hf=False, **options)
             model.eval()
             side = model.visual.image_size
             height, width = side if isinstance(side, tuple | list) else (side, side)
@@ -70,6 +75,14 @@ def count_cost(settings: ClipSettings, source: ClipSource, library: Any) -> Clip
     tower = model if hasattr(model, "ln_final") else getattr(model, "text", model)
     pooling = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
     return ClipCost(images, texts, length, pooling in ("argmax", "eos"))
+
+
+def _transformers_model(folder: Path, size: int | None, library: Any) -> Any:
+    """Build a model of transformers from the config in its folder, with images of the given size if it is not None."""
+    _, config = read_config(folder)
+    if size is not None:
+        config["vision_cfg"]["image_size"] = size
+    return build_model(config, library, torch.float32, "meta")
 
 
 @contextmanager

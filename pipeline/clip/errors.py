@@ -17,6 +17,9 @@ _LONGEST = 400
 If a checkpoint belongs to a different architecture, torch's message lists hundreds of tensors.
 """
 
+ASKS_TO_RUN_CODE = "trust_remote_code"
+"""Part of the error of transformers for a model or tokenizer that needs Python code from its folder or repository."""
+
 
 @contextlib.contextmanager
 def silence_library_logs() -> Iterator[None]:
@@ -67,6 +70,11 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
         return InputError(
             f"{wanted}: the repository holds no open_clip_config.json, so it is not one of open_clip.\nFor a CLIP or "
             f"SigLIP of transformers write hf_clip:{repository}"
+        )
+    if ASKS_TO_RUN_CODE in str(error):
+        return InputError(
+            f"{wanted}: its tokenizer is a class of its own (auto_map in tokenizer_config.json); priorkit runs no "
+            "code of a model's folder.\nUse a model whose tokenizer is a class of transformers"
         )
     if "QuickGELU mismatch" in str(error):
         return InputError(

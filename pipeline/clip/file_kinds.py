@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
+from .convert.torchscript import is_torchscript
 
 _BEGINNINGS = (
     (b"\x89HDF\r\n\x1a\n", "weights of TensorFlow (HDF5)", "Load them there, and save the model for PyTorch"),
@@ -38,12 +39,15 @@ _TENSORS = (
 )
 """Beginnings of the names of tensors, what weights with such names are, and what the user can do."""
 
+_DAMAGE = ("PytorchStreamReader failed", "Invalid magic number")
+"""Parts of the messages of torch's RuntimeError for files that are damaged or no checkpoints."""
+
 
 def require_weights(path: Path) -> None:
     """Check that a file is not of a known kind other than weights of a CLIP.
 
     Raises:
-        InputError: it is. The message says what the file is and what to do.
+        InputError: it is, or it is damaged. The message says what the file is and what to do.
     """
     if explained := _explain_file(path):
         raise InputError(explained)
@@ -63,18 +67,33 @@ def _explain_file(path: Path) -> str:
         return f"{path} is a tar file.\nUnpack it, and give the file of weights in it"
     if path.suffix == ".onnx":
         return f"{path} is a model of ONNX, without PyTorch's names.\nUse the weights that it was exported from"
+    if is_torchscript(path):  # `torch.load` does not read these
+        return ""
     try:
         names = _tensor_names(path)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):  # damaged
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            return (
+                f"{path} contains Python objects other than tensors, such as a whole model, which could run code.\n"
+                "Where the model was made, save its tensors alone: torch.save(model.state_dict(), FILE)"
+            )
+        if path.suffix == ".safetensors" or not _is_of_damage(error):
             return ""
         return (
-            f"{path} contains Python objects other than tensors, such as a whole model, which could run code.\n"
-            "Where the model was made, save its tensors alone: torch.save(model.state_dict(), FILE)"
+            f"{path} is damaged, or no file of weights: torch cannot read it as one that torch.save wrote.\n"
+            "Copy the weights again, or give another file (.safetensors, .pt, .pth, .bin or .ckpt)"
         )
-    except Exception:  # damaged, or of an unknown kind
-        return ""
     return _explain_names(names, path)
+
+
+def _is_of_damage(error: Exception) -> bool:
+    """Return True if an error of `torch.load` says that the file is damaged or no checkpoint.
+
+    Other errors may come from files that only cannot be read without their values. They are left to the loader.
+    """
+    if isinstance(error, RuntimeError):
+        return any(mark in str(error) for mark in _DAMAGE)
+    return not isinstance(error, ImportError | MemoryError | OSError)
 
 
 def _tensor_names(path: Path) -> list[str]:

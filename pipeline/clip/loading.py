@@ -122,8 +122,11 @@ def _load_open_clip(settings: ClipSettings, source: ClipSource, dtype: str, devi
     elif plan.weights is not None:
         library.load_checkpoint(model, str(plan.weights), strict=True)
     require_positions(model, plan, settings)
-    tokenizer = library.get_tokenizer(plan.name)
-    return LoadedClip(model.eval(), preprocess, tokenizer, library.get_model_config(plan.name))
+    config = library.get_model_config(plan.name)
+    # with a tokenizer of transformers, open_clip would run code of the folder, or ask on the terminal whether to run it
+    of_transformers = config["text_cfg"].get("hf_tokenizer_name")
+    tokenizer = library.get_tokenizer(plan.name, **({"trust_remote_code": False} if of_transformers else {}))
+    return LoadedClip(model.eval(), preprocess, tokenizer, config)
 
 
 def _load_archive(model: torch.nn.Module, path: Path, library: Any) -> None:

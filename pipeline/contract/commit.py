@@ -80,6 +80,7 @@ class ShardCommit:
         counts: Mapping[str, int] | None = None,
         input: str | None = None,
         threads: int | None = None,
+        samples: int | None = None,
     ) -> ShardRecord:
         """Write the shard's record, which commits the shard, and return the record.
 
@@ -88,6 +89,8 @@ class ShardCommit:
             counts: number of rows for each outcome, such as `success`.
             input: fingerprint of the shard's input; defaults to the fingerprint given to the constructor.
             threads: number of CPU threads used; see `ShardRecord.threads`.
+            samples: number of input samples, if it is known. It is recorded only if it differs from the sum of
+                `counts`; see `ShardRecord.samples`.
         """
         files = {name: self._files[name] for name in sorted(self._files)}
         ordered = dict(sorted((counts or {}).items()))
@@ -100,6 +103,7 @@ class ShardCommit:
             ordered,
             self._logs,
             threads,
+            None if samples == sum(ordered.values()) else samples,
         )
         self._store.write_json(self._location(f"{RECORD_FOLDER}/{self._name}.json"), record.to_json())
         if self._replaces:

@@ -70,20 +70,29 @@ class ShardRecord:
     threads: int | None = None
     """Number of CPU threads used, which affects the last bits of floating-point sums; None if the number of threads
     does not affect the result."""
+    samples: int | None = None
+    """Number of input samples of an embedding shard, if it differs from the sum of `counts`, because samples with
+    several captions gave several rows; otherwise None."""
+
+    @property
+    def input_samples(self) -> int:
+        """Number of input samples, including those that failed."""
+        return sum(self.counts.values()) if self.samples is None else self.samples
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> ShardRecord:
         files = {check_name(name): FileRecord(**entry) for name, entry in value["files"].items()}
         logs = [check_name(name) for name in value["logs"]]
-        numbers = (value["rows"], *value["counts"].values(), *(entry.bytes for entry in files.values()))
+        samples = [] if value.get("samples") is None else [value["samples"]]
+        numbers = (value["rows"], *samples, *value["counts"].values(), *(entry.bytes for entry in files.values()))
         if not all(type(number) is int and 0 <= number <= _MAX_COUNT for number in numbers):
-            raise TypeError("rows, counts and bytes must be whole numbers from 0 to 2^48")
+            raise TypeError("rows, samples, counts and bytes must be whole numbers from 0 to 2^48")
         return ShardRecord(**{**value, "name": check_name(value["name"]), "files": files, "logs": logs})
 
     def to_json(self) -> dict[str, Any]:
-        """Convert the record to plain JSON values for a manifest. `threads` is omitted if it is None."""
-        value = asdict(self)
-        return value if self.threads is not None else {name: value[name] for name in value if name != "threads"}
+        """Convert the record to plain JSON values for a manifest. `threads` and `samples` are omitted if None."""
+        omitted = [name for name in ("threads", "samples") if getattr(self, name) is None]
+        return {name: value for name, value in asdict(self).items() if name not in omitted}
 
     def content(self) -> dict[str, Any]:
         """Return the SHA-256 of each file except logs, by file name. Later stages use the hashes to detect changes."""

@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass
 
 from ..clip.cost import ClipCost
-from ..clip.encoder import clip_cost, embedding_size
+from ..clip.encoder import embedding_size
 from ..compute.speed import estimate_flops
 from ..contract.manifest import Manifest
 from ..contract.storage import Store
@@ -58,7 +58,7 @@ def measure(store: Store, manifest: Manifest) -> Measured | None:
         for log in record.logs:
             with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):  # logs may be missing
                 seconds += float(store.read_json(log)["seconds"])
-                samples += sum(record.counts.values())
+                samples += record.input_samples
                 size += sum(entry.bytes for entry in record.files.values())
     return Measured(seconds / samples, size / samples) if samples and seconds else None
 
@@ -72,13 +72,14 @@ def estimate_bytes(settings: EmbedSettings) -> float:
     return _METADATA_BYTES + vectors * (embedding_size(settings.clip) or _UNKNOWN_DIM) * 2
 
 
-def estimate_seconds(settings: EmbedSettings) -> float:
+def estimate_seconds(settings: EmbedSettings, cost: ClipCost | None) -> float:
     """Return the estimated time per sample in one worker, in seconds.
 
     Args:
         settings: embed settings, with `device` and `threads` resolved to actual values.
+        cost: operations of the CLIP model; None if they are unknown.
     """
-    cost = clip_cost(settings.clip) or _UNKNOWN_COST
+    cost = cost or _UNKNOWN_COST
     flops = cost.image_flops * settings.image + cost.flops_of_caption(_TOKENS) * settings.text
     model = flops / estimate_flops(settings.device, settings.dtype, settings.threads)
     decode = _DECODE_SECONDS / settings.decode_threads if settings.image else 0.0

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from ..clip.encoder import check_clip, clip_location, clip_source, load_encoder
+from ..clip.encoder import check_clip, clip_cost, clip_location, clip_source, load_encoder
 from ..clip.identity import clip_difference, is_same_clip
 from ..compute.device import describe_device, resolve, with_gpus
 from ..compute.settings import ComputeSettings
@@ -107,29 +107,34 @@ def embed(
         read = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all shards have been read
         folder.manifest.input["sha256"] = fingerprint(read)
         folder.describe()
-    result = replace(_compare_counts(result, tasks), notes=_notes(result.counts, recorded.moved))
+    processed = sum(folder.manifest.shards[task.name].input_samples for task in tasks)
+    result = replace(_compare_counts(result, tasks, processed), notes=_notes(result.counts, recorded.moved))
     diagnosis = "" if result.counts.get("success") else _first_failure(store, folder.manifest, result.counts)
     require_success(result, "an embedding", diagnosis)
     return result
 
 
-def _compare_counts(result: StageResult, tasks: list[EmbedTask]) -> StageResult:
-    """Check that the outcome counts of a result, such as `success`, account for every input sample.
+def _compare_counts(result: StageResult, tasks: list[EmbedTask], processed: int) -> StageResult:
+    """Check that the shards of the output account for every input sample.
 
-    The check is skipped if an input shard is damaged, because the counts then leave out some of its samples.
+    The check is skipped if an input shard is damaged, because the records then leave out some of its samples.
+
+    Args:
+        result: result of the stage.
+        tasks: tasks of all shards.
+        processed: number of samples that the records of the shards account for, including those that failed.
 
     Returns:
         The result, with the number of input samples added to its statistics as `input_samples`.
 
     Raises:
-        InputError: the counts add up to less than the number of input samples, and no input shard is damaged.
+        InputError: fewer samples were processed than the input has, and no input shard is damaged.
     """
     samples = sum(task.shard.samples if task.limit is None else task.limit for task in tasks)
-    outcomes = sum(result.counts.values())
-    if outcomes < samples and "damaged_shard" not in result.counts:
+    if processed < samples and "damaged_shard" not in result.counts:
         raise InputError(
-            f"{result.folder} accounts for {outcomes:,} of the {samples:,} samples of its input; was the input changed "
-            "while it was read? Embed it again with --overwrite"
+            f"{result.folder} accounts for {processed:,} of the {samples:,} samples of its input; was the input "
+            "changed while it was read? Embed it again with --overwrite"
         )
     return replace(result, statistics={"input_samples": samples})
 
@@ -220,11 +225,20 @@ def plan_embed(
     plan = _plan(store, settings, earlier or manifest, tasks, measured)
     if not plan.pending_units:
         return plan
+    notes: list[str] = []
     if measured is None:
         check_clip(settings.clip)  # the estimate passes over models that do not exist
-    seconds = estimate_seconds(settings) if measured is None else measured.seconds_per_sample
+        cost = clip_cost(settings.clip)
+        seconds = estimate_seconds(settings, cost)
+        if cost is None:
+            notes = [
+                f"the time is estimated for a ViT-L/14, because the size of embed.clip.model={settings.clip.model} is "
+                "not known before it is loaded"
+            ]
+    else:
+        seconds = measured.seconds_per_sample
     basis: TimeBasis = "estimate" if measured is None else "measured"
-    return replace(plan, seconds=plan.pending_rows * seconds / compute.workers, time_basis=basis)
+    return replace(plan, seconds=plan.pending_rows * seconds / compute.workers, time_basis=basis, notes=notes)
 
 
 def _plan(
@@ -307,7 +321,7 @@ def _embedded_samples(record: ShardRecord | None, shard: InputShard, inputs: Rec
         return None
     if record.input == inputs.fingerprint(shard, None):
         return shard.samples
-    samples = sum(record.counts.values())
+    samples = record.input_samples
     return samples if record.input == inputs.fingerprint(shard, samples) else None
 
 

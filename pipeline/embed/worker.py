@@ -114,8 +114,14 @@ class EmbedWorker:
         rate = {"rows": rows, "seconds": seconds, "samples_per_second": rows / seconds if seconds else None}
         commit.write_log(f"stats/stats_{task.name}.json", rate)
         reasons = collections.Counter(failure.reason.partition(":")[0] for failure in done.failures)
+        # a sample with several captions has several rows
+        samples = {place.position for place in [*done.places, *(failure.place for failure in done.failures)]}
         return commit.commit(
-            rows=rows, input=input, counts={"success": rows, **reasons}, threads=self._settings.threads
+            rows=rows,
+            input=input,
+            counts={"success": rows, **reasons},
+            threads=self._settings.threads,
+            samples=len(samples),
         )
 
     def _spools(self) -> dict[str, RowSpool]:

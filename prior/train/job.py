@@ -22,7 +22,14 @@ from ..model.config import PriorConfig, TrainedOn
 from ..model.text_encoder import find_text_encoder
 from ..model.train_manifest import STAGE
 from .settings import TrainSettings
-from .start import check_start, has_unknown_clip, load_start, settings_of_start, start_fingerprint
+from .start import (
+    check_start,
+    has_unknown_clip,
+    load_start,
+    require_states_condition,
+    settings_of_start,
+    start_fingerprint,
+)
 from .trackers import check_trackers
 
 
@@ -126,7 +133,7 @@ def make_job(
     config = _prior_config(dataset, settings, clip)
     if settings.init_from is not None:
         start = load_start(settings.init_from)
-        check_start(start, dataset, settings.init_from.path, config)
+        check_start(start, dataset.store.url, settings.init_from.path, config)
         if has_unknown_clip(start.config):
             notes = (
                 f"train.init_from {settings.init_from.path} does not name its CLIP, so it is not known whether it was "
@@ -243,6 +250,8 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
     """
     most, known = config.network.max_text_len, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)
+    if takes_states:
+        require_states_condition(settings)
     if settings.text_condition == "online":
         dataset.metadata(np.arange(1), ["caption"])
         if takes_states and config.token_width is None:
@@ -250,8 +259,6 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
                 f"train.text_condition=online: the CLIP {config.clip_settings['model']} gives no token states; set "
                 "train.network.max_text_len=0"
             )
-    elif takes_states and settings.text_condition == "pooled":
-        raise SettingsError("train.text_condition=pooled: the prior to start from takes token states; leave it out")
     elif takes_states and dataset.token_width is None:
         raise InputError(
             f"train.network.max_text_len={most}, but {dataset.store.url} stores no token states; embed with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.compute.cluster import describe_cluster
@@ -26,6 +27,9 @@ from .output import STATS_NAME, read_seconds_per_step
 from .progress import LocalWatch, Outcome
 from .resume import check_training, record_changes, refuse_other_embeddings, surplus_note
 from .settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ...pipeline.clip.cost import ClipCost  # takes seconds to import
 
 _CAPTION_TOKENS = 16
 """Number of tokens per caption assumed for the time estimate, typical of a caption of a dozen words."""
@@ -169,7 +173,17 @@ def plan_train(
         left = 0 if is_done else settings.steps - (state.step if state else 0)
         measured = read_seconds_per_step(store, job.fingerprint) if state else None
     weights = sum(value.numel() for value in build_network(job.config).parameters())
-    seconds = _estimate_step(job, weights) if measured is None else measured
+    notes: list[str] = []
+    if measured is None:
+        cost = _clip_cost(job)
+        seconds = _estimate_step(job, weights, cost)
+        if left and cost is None and settings.text_condition == "online":
+            notes = [
+                f"the time does not include the text tower of the CLIP {job.config.clip_settings.get('model')}, whose "
+                "size is not known before it is loaded"
+            ]
+    else:
+        seconds = measured
     basis: TimeBasis = "estimate" if measured is None else "measured"
     return StagePlan(
         stage=STAGE,
@@ -183,27 +197,38 @@ def plan_train(
         bytes_free=free_bytes(store),
         seconds=left * seconds / compute.workers if left else 0.0,
         time_basis=basis,
+        notes=notes,
     )
 
 
-def _estimate_step(job: TrainJob, weights: int) -> float:
+def _clip_cost(job: TrainJob) -> ClipCost | None:
+    """Return the operations of the CLIP model that encodes captions during training.
+
+    Return None if they are unknown, or if training encodes no captions.
+    """
+    if job.settings.text_condition != "online":
+        return None
+    from ...pipeline.clip.encoder import clip_cost  # takes seconds to import
+
+    return clip_cost(ClipSettings(**job.config.clip_settings))
+
+
+def _estimate_step(job: TrainJob, weights: int, cost: ClipCost | None) -> float:
     """Return the estimated time of a training step in one worker, in seconds.
 
     Validation runs, checkpoints and reading are left out.
 
     Args:
         weights: number of weights of the network.
+        cost: operations of the CLIP model that encodes captions during training; None if they are left out.
     """
     settings, network = job.settings, job.settings.network
     text = network.num_text_embeds + network.max_text_len
     image = network.num_time_embeds + network.num_image_embeds + 1 + network.self_cond  # 1 for the query
     passes = 6 * (1.5 if network.self_cond else 1) + 2 * settings.activation_checkpointing  # 2 forward, 4 backward
     flops = passes * weights * (text + settings.noise_draws * image)
-    if settings.text_condition == "online":
-        from ...pipeline.clip.encoder import clip_cost  # takes seconds to import
-
-        cost = clip_cost(ClipSettings(**job.config.clip_settings))
-        flops += cost.flops_of_caption(_CAPTION_TOKENS) if cost else 0
+    if cost is not None:
+        flops += cost.flops_of_caption(_CAPTION_TOKENS)
     return settings.batch_size * flops / estimate_flops(settings.device, settings.dtype, settings.threads)
 
 

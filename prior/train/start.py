@@ -9,6 +9,7 @@ import torch
 
 from ...pipeline.clip.identity import clip_difference, is_same_clip
 from ...pipeline.clip.settings import ClipSettings
+from ...pipeline.clip.source import clip_location
 from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.settings import Settings, parse_settings
@@ -90,29 +91,84 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
     return merged
 
 
-def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: PriorConfig) -> None:
+def check_planned_start(
+    settings: TrainSettings, clip: ClipSettings, identity: dict[str, Any], embeddings: str, *, stores_states: bool
+) -> None:
+    """Check that training can start from the initial prior, before the embeddings exist.
+
+    Only a CLIP model with local files is loaded. The size of another one is checked if open_clip has its config.
+
+    Args:
+        settings: training settings with an initial prior.
+        clip: CLIP model that will produce the embeddings.
+        identity: identity of this model, if the embeddings folder already records it; otherwise empty.
+        embeddings: embeddings folder, for error messages.
+        stores_states: True if the embeddings will include token states.
+
+    Raises:
+        InputError: the initial prior is missing or damaged, or its embedding size or CLIP model differs.
+        SettingsError: the recipe sets values that differ from those of the initial prior, or there will be no token
+            states for it.
+    """
+    from ...pipeline.clip.encoder import clip_source, embedding_size, identify_clip  # takes seconds to import
+
+    assert settings.init_from is not None
+    path = settings.init_from.path
+    start = load_start(settings.init_from)
+    known, network = start.config, settings_of_start(settings, start).network
+    if not identity:
+        source = clip_source(clip)
+        identity = {"source": source, **(identify_clip(clip) if "files" in source else {})}
+    size = identity.get("embed_dim") or embedding_size(clip)
+    sizes = {"embed_dim": size, "text_dim": None} if size is not None else {}
+    described = {"clip": identity, "clip_settings": clip_location(clip), "spaces": None}
+    check_start(start, f"{embeddings} (embed.clip)", path, known.model_copy(update={**sizes, **described}))
+    if network.max_text_len and known.token_width is not None:
+        require_states_condition(settings)
+        if settings.text_condition != "online" and not stores_states:
+            raise SettingsError(
+                f"train.init_from {path}: this prior takes token states; set embed.token_states=true, so that they are "
+                "stored, or train.text_condition=online"
+            )
+
+
+def require_states_condition(settings: TrainSettings) -> None:
+    """Check that `text_condition` gives token states to an initial prior that takes them.
+
+    Raises:
+        SettingsError: `text_condition` is `pooled`.
+    """
+    if settings.text_condition == "pooled":
+        raise SettingsError("train.text_condition=pooled: the prior to start from takes token states; leave it out")
+
+
+def check_start(start: Prior, place: str, path: str, config: PriorConfig) -> None:
     """Check that the initial prior can be trained on the embeddings.
 
     CLIP models are compared by the hash of their weights, or by name if a hash is missing. They are not compared if the
     initial prior does not name its CLIP model.
 
     Args:
+        start: the initial prior.
+        place: embeddings folder, for error messages.
         path: path of the initial prior, for error messages.
-        config: configuration of the new prior, which names the CLIP model that produced the embeddings.
+        config: configuration of the new prior, which has the sizes of the embeddings and names the CLIP model that
+            produced them.
 
     Raises:
         InputError: the embedding sizes or the CLIP models differ.
     """
     known = start.config
     sizes = (known.embed_dim, known.text_dim or known.embed_dim)
-    if sizes != (dataset.embed_dim, dataset.text_dim):
+    text_dim = config.text_dim or config.embed_dim
+    if sizes != (config.embed_dim, text_dim):
         raise InputError(
-            f"train.init_from {path}: predicts embeddings of {sizes[0]} from texts of {sizes[1]}; {dataset.store.url} "
-            f"holds embeddings of {_both(dataset.embed_dim, dataset.text_dim)}"
+            f"train.init_from {path}: predicts embeddings of {sizes[0]} from texts of {sizes[1]}; {place} "
+            f"holds embeddings of {_both(config.embed_dim, text_dim)}"
         )
     if known.spaces != config.spaces and not has_unknown_clip(known):
         raise InputError(
-            f"train.init_from {path}: translates {_spaces_named(known)}; {dataset.store.url} holds "
+            f"train.init_from {path}: translates {_spaces_named(known)}; {place} holds "
             f"{_spaces_named(config)}; start from a prior of the same two spaces"
         )
     if known.spaces is not None or has_unknown_clip(known):
@@ -120,13 +176,12 @@ def check_start(start: Prior, dataset: EmbeddingDataset, path: str, config: Prio
     if "weights_sha256" in known.clip and "weights_sha256" in config.clip:
         if difference := clip_difference(known.clip, config.clip):
             raise InputError(
-                f"train.init_from {path}: was trained with another CLIP than the one that made {dataset.store.url} "
-                f"({difference})"
+                f"train.init_from {path}: was trained with another CLIP than the one that made {place} ({difference})"
             )
     elif not _have_same_clip(known, config):
         names = [_clip_name(each) for each in (known, config)]
         raise InputError(
-            f"train.init_from {path}: belongs to the CLIP {names[0]}, and {dataset.store.url} was made by {names[1]}; "
+            f"train.init_from {path}: belongs to the CLIP {names[0]}, and {place} was made by {names[1]}; "
             "start from a prior of that CLIP. If the names mean the same weights, convert it with --clip as they are "
             "named here"
         )

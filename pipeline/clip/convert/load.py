@@ -44,7 +44,7 @@ def load_transformers(plan: TransformersPlan, dtype: torch.dtype, device: str, l
         device: torch device.
         library: the open_clip module.
     """
-    model = _build(plan.config, library, dtype, device)
+    model = build_model(plan.config, library, dtype, device)
     load_state(model, to_open_clip(read_tensors(plan.weights), plan.family), library, may_resize=plan.may_resize)
     size = plan.config["vision_cfg"]["image_size"]
     transformed = transform(plan.preprocess, size, library)
@@ -80,7 +80,7 @@ def load_openai(settings: ClipSettings, path: Path, dtype: torch.dtype, device: 
     config["quick_gelu"] = next(value for value in (settings.quick_gelu, stated, True) if value is not None)
     given = settings.overrides().get("preprocess", {})
     config["vision_cfg"]["image_size"] = size = given.get("size", config["vision_cfg"]["image_size"])
-    model = _build(config, library, dtype, device)
+    model = build_model(config, library, dtype, device)
     load_state(model, state, library, may_resize="size" in given)
     values = {name: value for name, value in given.items() if name != "size"}
     preprocess = library.transform.PreprocessCfg(size=(size, size), **values)
@@ -108,7 +108,7 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], library: Any, *
     model.load_state_dict(state)
 
 
-def _build(config: dict[str, Any], library: Any, dtype: torch.dtype, device: str) -> nn.Module:
+def build_model(config: dict[str, Any], library: Any, dtype: torch.dtype, device: str) -> nn.Module:
     """Create a model with random weights. With a dtype of 16 bits, the norms remain in float32, as in open_clip."""
     low = None if dtype == torch.float32 else dtype
     if config["vision_cfg"].get("pool_type") == "map":

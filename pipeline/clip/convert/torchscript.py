@@ -1,6 +1,6 @@
 """OpenAI's weights: TorchScript archives, as its package downloads them, and state dicts with the same names.
 
-Only the tensors are read. The code in an archive is never run.
+Only the tensors are read. An archive whose code torch would run while it loads the file is refused.
 """
 
 from __future__ import annotations
@@ -31,12 +31,39 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
-    """Read the weights in a TorchScript archive."""
+    """Read the weights in a TorchScript archive.
+
+    Raises:
+        InputError: torch would run code of the archive to load it.
+    """
+    _refuse_code_at_load(path)
     load: Any = torch.jit.load  # has no type annotations
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls TorchScript deprecated, but still reads it
         state = load(str(path), map_location="cpu").state_dict()
     return {name: value for name, value in state.items() if name not in _NOT_WEIGHTS}
+
+
+def _refuse_code_at_load(path: Path) -> None:
+    """Check that torch runs no code of an archive while it loads the file.
+
+    torch runs the methods `__setstate__` of an archive's classes, which can write files. The archive is read with
+    torch's own reader, because Python's `zipfile` may find other files in an archive that was made to deceive.
+
+    Raises:
+        InputError: a class of the archive has such a method, or the archive has the form of PyTorch 1.0 to 1.2, whose
+            code may be in any of its files.
+    """
+    reader = torch._C.PyTorchFileReader(str(path))
+    names = reader.get_all_records()
+    # torch ignores the case of names
+    code = [name for name in names if name.lower().startswith("code/") and name.lower().endswith(".py")]
+    if "constants.pkl" not in names or any(b"__setstate__" in reader.get_record(name) for name in code):
+        raise InputError(
+            f"{path}: a TorchScript archive with code that torch would run to load it (__setstate__). priorkit runs no "
+            "such code.\nIf you trust the file, save its tensors alone: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        )
 
 
 def stated_activation(path: Path) -> bool | None:

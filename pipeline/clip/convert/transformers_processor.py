@@ -15,6 +15,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor  # type: ignore[
 from ...errors import InputError
 from ...explain import one_line
 from ...json_text import parse_json
+from ..errors import ASKS_TO_RUN_CODE
 from .transformers_config import Family
 from .transformers_files import PROCESSOR_FILES, VOCABULARY_FILES, WHOLE_PROCESSOR_FILE, tokenizer_files
 
@@ -200,7 +201,8 @@ def _load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a folder with transformers.
 
     Raises:
-        InputError: a package is missing, or the files of the tokenizer are damaged.
+        InputError: a package is missing, the files of the tokenizer are damaged, or the tokenizer needs Python code in
+            the folder.
     """
     from transformers import AutoTokenizer
 
@@ -208,13 +210,19 @@ def _load_tokenizer(folder: Path) -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns about parts of the config that priorkit does not use
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise InputError(
             f"{folder}: its tokenizer needs a package that is not installed ({one_line(error, 100)}).\n"
             'Install all that models of transformers need: pip install "priorkit[transformers]"'
         ) from None
     except Exception as error:  # transformers lets any exception from parsers propagate
+        if ASKS_TO_RUN_CODE in str(error):
+            raise InputError(
+                f"{folder}: its tokenizer is a class of its own (auto_map in tokenizer_config.json); priorkit runs no "
+                "code of a model's folder.\nUse a folder whose tokenizer is a class of transformers, or embed with "
+                "transformers and read the vectors with `priorkit adopt`"
+            ) from None
         raise InputError(
             f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {one_line(error, 200)}).\n"
             "Copy the files of the tokenizer again from where the model was published"

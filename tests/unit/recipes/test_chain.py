@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
+from priorkit.pipeline.clip.encoder import identify_clip
+from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.compute.stage import ProgressCallback, no_progress
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError, SettingsError
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.folder import save_prior
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.recipes.chain import (
     STAGES,
     StageName,
@@ -170,6 +177,52 @@ def test_problems_are_found_before_the_first_stage(
         with pytest.raises(error, match=message):
             start(make_recipe(*overrides))  # type: ignore[operator]
     assert [path.name for path in tmp_path.iterdir()] == ["urls.csv"]
+
+
+def write_start(folder: Path, embed_dim: int = 16, max_text_len: int = 0, clip: dict[str, Any] | None = None) -> str:
+    """Write a small prior with random weights, and return the setting that starts from it."""
+    config = PriorConfig(
+        embed_dim=embed_dim,
+        token_width=16 if max_text_len else None,
+        network=NetworkSettings(width=16, depth=1, heads=2, dim_head=8, max_text_len=max_text_len),
+        diffusion=DiffusionSettings(),
+        clip=clip or {},
+        clip_settings={},
+    )
+    save_prior(Store(str(folder)).create, config, build_network(config), build_normaliser(config))
+    return f"train.init_from.path={folder}"
+
+
+def test_a_start_that_does_not_fit_is_refused_before_the_first_stage(
+    make_recipe: MakeRecipe, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("starts")
+    other = write_start(folder / "other", clip={"weights_sha256": "0" * 64})
+    states = write_start(folder / "states", max_text_len=4)
+    for settings, message in (
+        ([f"train.init_from.path={folder / 'none'}"], "no prior is there"),
+        ([write_start(folder / "small", 8)], r"predicts embeddings of 8 .* holds embeddings of 16"),
+        ([other], "was trained with another CLIP than the one that made"),
+        ([write_start(folder / "wide"), "train.network.width=32"], r"width=32, but the prior to start from has 16"),
+        ([states], r"takes token states; set embed\.token_states=true"),
+        ([states, "embed.token_states=true", "train.text_condition=pooled"], "text_condition=pooled"),
+    ):
+        for start in (check, run):
+            with pytest.raises(PriorkitError, match=message):
+                start(make_recipe(*settings))  # type: ignore[operator]
+    assert [path.name for path in tmp_path.iterdir()] == ["urls.csv"]
+
+
+def test_a_start_that_fits_is_accepted(
+    make_recipe: MakeRecipe, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("starts")
+    same = write_start(folder / "same", clip=identify_clip(ClipSettings(model=f"local-dir:{tiny_clip}")))
+    states = write_start(folder / "states", max_text_len=4)
+    check(make_recipe(same))
+    check(make_recipe(states, "embed.token_states=true"))
+    check(make_recipe(states, "train.text_condition=online"))
+    check(make_recipe(f"train.init_from.path={folder / 'none'}"), until="embed")
 
 
 def test_the_settings_of_later_stages_may_wait(make_recipe: MakeRecipe) -> None:

@@ -48,6 +48,22 @@ def test_a_local_model_and_its_image_size_count(tiny_clip: Path) -> None:
     assert larger.text_flops == cost.text_flops
 
 
+@pytest.mark.parametrize(
+    ("family", "image", "text", "can_cut"),
+    [("clip", (12, 768, 50), (12, 512, 77), True), ("siglip", (12, 768, 197), (12, 768, 64), False)],
+)
+def test_a_folder_of_transformers_counts_by_its_config(
+    family: str, image: tuple[int, int, int], text: tuple[int, int, int], can_cut: bool, tmp_path: Path
+) -> None:
+    """The defaults of transformers are those of a CLIP ViT-B/32, and of a SigLIP ViT-B/16. No weights are needed."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    cost = clip_cost(ClipSettings(model=f"local-dir:{tmp_path}"))
+    assert cost is not None
+    assert 1 < cost.image_flops / transformer(*image) < 1.17
+    assert 1 < cost.text_flops / transformer(*text) < 1.17
+    assert (cost.context_length, cost.can_cut) == (text[2], can_cut)
+
+
 def test_a_model_that_cannot_be_built_has_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +40,32 @@ def test_a_training_checkpoint_of_open_clip_is_read(tiny_clip: Path, tmp_path: P
     assert list(clip_source(settings)["files"]) == ["epoch_32.pt", CONFIG]
 
 
-@pytest.mark.parametrize("content", [{}, [1], {"state_dict": None}, {1: 2}, b"no weights"])
+@pytest.mark.parametrize("content", [{}, [1], {"state_dict": None}, {1: 2}])
 def test_a_file_without_weights_is_an_error_that_names_the_formats(content: Any, tmp_path: Path) -> None:
     settings = write_folder(tmp_path / "clip", {"w.pt": content})
     with pytest.raises(
         InputError, match=r"cannot be loaded \(\w+.*\); weights are the tensors of a model's state_dict"
     ):
         identify_clip(settings)
+
+
+def test_code_of_the_tokenizer_in_a_folder_is_not_run(tiny_clip: Path, tmp_path: Path) -> None:
+    config = copy.deepcopy(TINY_CLIP_CONFIG)
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "own", "tokenizer_kwargs": {"trust_remote_code": True}}
+    named = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+    settings = write_folder(
+        tmp_path / "clip",
+        {
+            "open_clip_model.safetensors": (tiny_clip / "open_clip_model.safetensors").read_bytes(),
+            "tokenizer_config.json": json.dumps(named).encode(),
+            "own.py": code.encode(),
+        },
+        config,
+    )
+    with pytest.raises(InputError, match=r"its tokenizer is a class of its own .*\nUse a model whose tokenizer"):
+        identify_clip(settings)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_missing_tensor_is_a_short_error(tiny_clip: Path, tmp_path: Path) -> None:

@@ -60,11 +60,25 @@ def test_a_pickled_model_is_refused_with_the_way_to_save_it(tmp_path: Path) -> N
         require_weights(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("content", [{}, [1], {1: 2}, {"state_dict": None}, OrderedDict(a=torch.ones(1)), b"damaged"])
+@pytest.mark.parametrize("content", [b"damaged", b"no weights", b"\0\0\0\0", b"PK\3\4 cut off", b"\x80\2}q\0(X"])
+@pytest.mark.parametrize("name", ["w.pt", "w.ckpt"])
+def test_a_file_that_is_no_checkpoint_is_refused_in_two_lines(content: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} is damaged, or no file of weights.*\nCopy the weights") as raised:
+        require_weights(tmp_path / name)
+    assert str(raised.value).count("\n") == 1
+    assert "weights_only" not in str(raised.value)
+
+
+def test_a_checkpoint_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "w.pt")
+    (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"w\.pt is damaged"):
+        require_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [{}, [1], {1: 2}, {"state_dict": None}, OrderedDict(a=torch.ones(1))])
 def test_other_files_are_left_to_the_loader(content: Any, tmp_path: Path, tiny_clip: Path) -> None:
-    if isinstance(content, bytes):
-        (tmp_path / "w.pt").write_bytes(content)
-    else:
-        torch.save(content, tmp_path / "w.pt")
+    torch.save(content, tmp_path / "w.pt")
     require_weights(tmp_path / "w.pt")
     require_weights(tiny_clip / WEIGHTS)

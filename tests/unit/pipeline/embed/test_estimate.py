@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from priorkit.pipeline.compute.speed import estimate_flops
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
 from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed import estimate
 from priorkit.pipeline.embed.estimate import estimate_bytes, estimate_seconds, measure
 from priorkit.pipeline.embed.settings import EmbedSettings
 
@@ -37,27 +36,32 @@ def complete(folder: Path, shards: list[tuple[int, float, int]], settings: dict[
     return stage.manifest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _each_clip_is_built_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate, "clip_cost", functools.cache(clip_cost))
-        yield
+cost_of = functools.cache(clip_cost)
+
+
+def seconds_of(settings: EmbedSettings) -> float:
+    return estimate_seconds(settings, cost_of(settings.clip))
+
+
+def test_an_unknown_clip_is_taken_for_a_large_one() -> None:
+    large = SETTINGS.model_copy(update={"clip": LARGE})
+    assert estimate_seconds(SETTINGS, None) == pytest.approx(seconds_of(large), rel=0.1)
 
 
 def test_a_larger_clip_takes_longer_and_more_space() -> None:
     large = SETTINGS.model_copy(update={"clip": LARGE})
-    assert estimate_seconds(large) > 5 * estimate_seconds(SETTINGS)
+    assert seconds_of(large) > 5 * seconds_of(SETTINGS)
     assert estimate_bytes(SETTINGS) == 200 + 2 * 512 * 2
     assert estimate_bytes(large) == 200 + 2 * 768 * 2
     assert estimate_bytes(large.model_copy(update={"image": False, "token_states": True})) == 200 + 17 * 768 * 2
 
 
 def test_the_time_is_the_operations_by_the_speed_of_the_device_and_the_decoding() -> None:
-    cost, speed = estimate.clip_cost(SETTINGS.clip), estimate_flops("cpu", "float32", 1)
+    cost, speed = cost_of(SETTINGS.clip), estimate_flops("cpu", "float32", 1)
     assert cost is not None
     text = cost.text_flops * 16 / 77
-    assert estimate_seconds(SETTINGS) == pytest.approx((cost.image_flops + text) / speed + 0.003 / 2)
-    assert estimate_seconds(SETTINGS.model_copy(update={"image": False})) == pytest.approx(text / speed)
+    assert seconds_of(SETTINGS) == pytest.approx((cost.image_flops + text) / speed + 0.003 / 2)
+    assert seconds_of(SETTINGS.model_copy(update={"image": False})) == pytest.approx(text / speed)
 
 
 def test_nothing_is_measured_before_the_first_shard(tmp_path: Path) -> None:
@@ -70,6 +74,14 @@ def test_complete_shards_give_the_rate_and_the_size(tmp_path: Path) -> None:
     assert found is not None
     assert found.seconds_per_sample == pytest.approx(6 / 40)
     assert found.bytes_per_sample == pytest.approx(1200 / 40)
+
+
+def test_the_rate_and_the_size_are_per_sample_and_not_per_caption(tmp_path: Path) -> None:
+    manifest = complete(tmp_path, [(50, 2.0, 400)])
+    manifest.shards["0000"] = dataclasses.replace(manifest.shards["0000"], samples=10)
+    found = measure(Store(str(tmp_path)), manifest)
+    assert found is not None
+    assert (found.seconds_per_sample, found.bytes_per_sample) == (pytest.approx(0.2), pytest.approx(40))
 
 
 def test_only_the_latest_shards_count(tmp_path: Path) -> None:

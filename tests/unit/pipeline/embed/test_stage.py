@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from priorkit.pipeline.clip.encoder import clip_source, load_encoder
+from priorkit.pipeline.clip.encoder import clip_cost, clip_source, load_encoder
 from priorkit.pipeline.clip.settings import ClipSettings
 from priorkit.pipeline.compute.stage import StageResult
 from priorkit.pipeline.contract.commit import ShardCommit, open_stage
@@ -91,6 +93,11 @@ def test_embedded_shards_are_kept_beyond_the_limit(images: str, tmp_path: Path) 
     assert limits(images, tmp_path / "out", 1, other) == {"0000": 1}
 
 
+def test_embedded_samples_with_several_captions_are_kept_beyond_the_limit(images: str, tmp_path: Path) -> None:
+    first = dataclasses.replace(record(images, "0001", 1, success=5), samples=1)
+    assert limits(images, tmp_path / "out", 1, first) == {"0000": 1, "0001": 1}
+
+
 def test_a_shard_that_the_input_does_not_have_is_refused(images: str, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"out holds shard 0007, for which .*images has no input"):
         limits(images, tmp_path / "out", None, ShardRecord("0007", 1, "", "", {}), ShardRecord("0009", 1, "", "", {}))
@@ -110,7 +117,8 @@ def test_the_measured_rate_replaces_the_estimate(images: str, tmp_path: Path) ->
     settings, out = SETTINGS.model_copy(update={"clip": ClipSettings(model="priorkit:demo")}), tmp_path / "out"
     plan = plan_embed(images, str(out), settings)
     assert plan.time_basis == "estimate"
-    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings))
+    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings, clip_cost(settings.clip)))
+    assert plan.notes == []
     assert plan.to_json()["time_basis"] == "estimate"
     tasks, _ = plan_tasks(images, settings, None, None, Store(str(out)))
     with open_stage(Store(str(out)), embed_manifest(settings, None)) as folder:
@@ -126,6 +134,16 @@ def test_the_measured_rate_replaces_the_estimate(images: str, tmp_path: Path) ->
     assert plan_embed(images, str(out), settings, overwrite=True).time_basis == "estimate"
 
 
+def test_a_plan_says_that_the_size_of_the_clip_is_not_known(images: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pt")
+    model = f"openai_clip:{tmp_path / 'w.pt'}"
+    settings = SETTINGS.model_copy(update={"clip": ClipSettings(model=model)})
+    plan = plan_embed(images, str(tmp_path / "out"), settings)
+    assert plan.seconds == pytest.approx(6 * estimate_seconds(settings, None))
+    (note,) = plan.notes
+    assert note.startswith(f"the time is estimated for a ViT-L/14, because the size of embed.clip.model={model} is not")
+
+
 def test_planning_does_nothing(images: str, tmp_path: Path) -> None:
     demo = SETTINGS.model_copy(update={"clip": ClipSettings(model="priorkit:demo")})
     assert plan_embed(images, str(tmp_path / "out"), demo, limit=1).pending_rows == 1
@@ -138,9 +156,10 @@ def test_a_plan_refuses_a_model_that_does_not_exist(images: str, tmp_path: Path)
         plan_embed(images, str(tmp_path / "out"), settings)
 
 
-def result(images: str, tmp_path: Path, **counts: int) -> StageResult:
+def result(images: str, tmp_path: Path, processed: int | None = None, **counts: int) -> StageResult:
     tasks, _ = plan_tasks(images, SETTINGS, 3, None, Store(str(tmp_path / "out")))
-    return _compare_counts(StageResult("embed", "out", 2, 2, "shards", 0, 1.0, counts), tasks)
+    result = StageResult("embed", "out", 2, 2, "shards", 0, 1.0, counts)
+    return _compare_counts(result, tasks, sum(counts.values()) if processed is None else processed)
 
 
 def test_fewer_outcomes_than_samples_are_an_error_unless_a_shard_is_damaged(images: str, tmp_path: Path) -> None:
@@ -148,6 +167,8 @@ def test_fewer_outcomes_than_samples_are_an_error_unless_a_shard_is_damaged(imag
     assert result(images, tmp_path, success=1, damaged_shard=1).statistics == {"input_samples": 3}
     with pytest.raises(InputError, match="accounts for 2 of the 3 samples of its input"):
         result(images, tmp_path, success=2)
+    with pytest.raises(InputError, match="accounts for 2 of the 3 samples of its input"):
+        result(images, tmp_path, processed=2, success=10)  # five captions per image
 
 
 def test_the_most_frequent_failure_is_shown(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from priorkit.pipeline.clip.encoder import load_encoder
 from priorkit.pipeline.clip.text_tower import TextEmbeds
-from priorkit.pipeline.contract.manifest import Manifest
+from priorkit.pipeline.contract.manifest import Manifest, ShardRecord
 from priorkit.pipeline.contract.samples import FIRST
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.contract.vectors.spool import RowSpool
@@ -94,6 +94,24 @@ def test_a_shard_is_written_with_every_sample_accounted_for(tmp_path: Path, embe
     (failure,) = pq.read_table(out / failures_name("0000")).to_pylist()
     assert failure["key"] == "b"
     assert failure["error"].startswith("missing_caption: ")
+
+
+def test_the_record_of_samples_with_several_captions_has_their_number(
+    tmp_path: Path, embed_settings: EmbedSettings
+) -> None:
+    captions = {"a.json": b'{"c": ["red", "a red square", "a square"]}', "b.json": b'{"c": "blue"}', "d.json": b"{}"}
+    images = {f"{name[0]}.png": png("red") for name in captions}
+    settings = embed_settings.model_copy(update={"caption_key": "c"})
+    source, store = Store(str(write(tmp_path / "pairs", {**images, **captions}))), Store(str(tmp_path / "out"))
+    (shard,) = shards_of(tmp_path / "pairs", caption_key="c")
+    with EmbedWorker(source, store, settings, manifest_of(settings)) as worker:
+        record = worker(EmbedTask(shard, "", None))
+        assert (record.rows, dict(record.counts)) == (4, {"missing_caption": 1, "success": 4})
+        assert (record.samples, record.input_samples) == (3, 3)
+        assert ShardRecord.from_json(record.to_json()) == record
+        single = worker(EmbedTask(shard, "", 0))
+    assert single.samples is None
+    assert "samples" not in single.to_json()
 
 
 def test_columns_of_the_input_table_are_copied(tmp_path: Path, embed_settings: EmbedSettings) -> None:

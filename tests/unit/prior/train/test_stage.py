@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.errors import FolderError, InputError, Interrupted
@@ -38,6 +41,19 @@ def test_a_plan_counts_the_remaining_steps(
     assert (plan.pending_units, plan.pending_rows, plan.bytes_needed) == (0, 0, 0)
     assert plan_train(str(embeddings), prior, settings, READ, overwrite=True).pending_units == 6
     assert train(str(embeddings), prior, settings, READ).done_now == 0
+
+
+def test_a_plan_says_that_the_text_tower_is_left_out(embeddings: Path, settings: TrainSettings, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pt")
+    shutil.copytree(embeddings, tmp_path / "embeddings")
+    manifest = json.loads((tmp_path / "embeddings/manifest.json").read_text())
+    manifest["about"]["clip_settings"] = {"model": f"openai_clip:{tmp_path / 'w.pt'}", "pretrained": None}
+    (tmp_path / "embeddings/manifest.json").write_text(json.dumps(manifest))
+    online = changed(settings, text_condition="online")
+    plan = plan_train(str(tmp_path / "embeddings"), str(tmp_path / "prior"), online, READ)
+    (note,) = plan.notes
+    assert note.startswith("the time does not include the text tower of the CLIP openai_clip:")
+    assert plan_train(str(tmp_path / "embeddings"), str(tmp_path / "prior"), settings, READ).notes == []
 
 
 def test_progress_ends_at_the_last_step(embeddings: Path, settings: TrainSettings, tmp_path: Path) -> None:

@@ -80,21 +80,21 @@ def test_another_network_than_the_start_has_is_refused(make_prior: MakePrior, tm
         settings_of_start(settings_with(start, network={"width": 32}), load_start(start))
 
 
-def test_a_start_of_another_size_is_refused(make_prior: MakePrior, dataset: EmbeddingDataset, job: TrainJob) -> None:
+def test_a_start_of_another_size_is_refused(make_prior: MakePrior, job: TrainJob) -> None:
     with pytest.raises(InputError, match=r"embeddings of 8 from texts of 8; .* holds embeddings of 16"):
-        check_start(make_prior(), dataset, "start", job.config)
+        check_start(make_prior(), "folder", "start", job.config)
 
 
-def test_a_start_of_another_clip_is_refused(make_prior: MakePrior, dataset: EmbeddingDataset, job: TrainJob) -> None:
+def test_a_start_of_another_clip_is_refused(make_prior: MakePrior, job: TrainJob) -> None:
     prior = make_prior(embed_dim=16)
     with pytest.raises(InputError, match="was trained with another CLIP than the one that made"):
-        check_start(prior, dataset, "start", job.config)
+        check_start(prior, "folder", "start", job.config)
     same = prior.config.model_copy(update={"clip": job.config.clip})
-    check_start(Prior(same, prior.network, prior.normaliser), dataset, "start", job.config)
+    check_start(Prior(same, prior.network, prior.normaliser), "folder", "start", job.config)
     unknown = prior.config.model_copy(update={"clip": {}, "clip_settings": {}})
     assert has_unknown_clip(unknown)
     assert not has_unknown_clip(prior.config)
-    check_start(Prior(unknown, prior.network, prior.normaliser), dataset, "start", job.config)
+    check_start(Prior(unknown, prior.network, prior.normaliser), "folder", "start", job.config)
 
 
 def test_the_fingerprint_follows_every_weight_and_statistic(make_prior: MakePrior) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,26 @@ def test_an_archive_holds_the_weights_and_no_other_numbers(archive: tuple[Path, 
     model = randomise(open_clip.CLIP(**OPENAI_CONFIG))
     assert set(state) == set(model.state_dict())
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_archive_whose_code_runs_at_load_is_refused(tmp_path: Path) -> None:
+    scripted: Any = torch.jit.ScriptModule()
+    scripted.define(
+        """
+def __getstate__(self) -> bool:
+    return self.training
+
+def __setstate__(self, state: bool) -> None:
+    assert False, "this code runs"
+"""
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted.save(str(tmp_path / "w.pt"))
+        with pytest.raises(torch.jit.Error, match="this code runs"):
+            torch.jit.load(str(tmp_path / "w.pt"))
+    with pytest.raises(InputError, match=r"w\.pt: .* code that torch would run .*\(__setstate__\).*\nIf you trust"):
+        read_torchscript(tmp_path / "w.pt")
 
 
 def test_the_activation_is_read_from_the_code(archive: tuple[Path, Any], other_archive: Path) -> None:

@@ -129,3 +129,15 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"its tokenizer cannot be loaded \(\w+: .*\)\.\nCopy the files"):
         Tokenizer(tmp_path, 6, len(VOCABULARY))
+
+
+def test_code_of_a_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    named = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, **named}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(InputError, match=r"its tokenizer is a class of its own .*\nUse a folder whose tokenizer"):
+        Tokenizer(tmp_path, 6, len(VOCABULARY))
+    assert not (tmp_path / "ran").exists()
