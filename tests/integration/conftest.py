@@ -236,6 +236,11 @@ class Workspace:
 def stop(process: subprocess.Popen[str] | Command, number: signal.Signals) -> str:
     """Send a signal on which a command must end so that it can be resumed, and return its errors."""
     process.send_signal(number)
+    return wait_for_stop(process)
+
+
+def wait_for_stop(process: subprocess.Popen[str] | Command) -> str:
+    """Wait for the end of a command that a signal has stopped so that it can be resumed, and return its errors."""
     try:
         _, error = process.communicate(timeout=HANG_SECONDS)
     finally:

@@ -28,6 +28,7 @@ from .conftest import (
     environment,
     stop,
     wait_for,
+    wait_for_stop,
 )
 
 HOSTILE = (
@@ -381,7 +382,7 @@ def test_an_interrupted_embedding_goes_on(holding: Callable[..., Workspace], fin
         process.send_signal(signal.SIGSTOP)  # frozen, so that it cannot end before the signal arrives
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
-        stop(process, number)
+        wait_for_stop(process)
         assert not list(workspace.folder("embed").rglob("*tmp"))
     left = 12 - len(list(records.glob("*.json")))
     assert left > 0
@@ -399,7 +400,7 @@ def test_an_interrupted_training_goes_on(holding: Callable[..., Workspace], fini
         process.send_signal(signal.SIGSTOP)  # frozen, so that it cannot end before the signal arrives
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
-        said = stop(process, number)
+        said = wait_for_stop(process)
         step = int(said.partition("stopped after step ")[2].partition(" ")[0])
         assert max(names(state)) == f"step_{step:09d}.safetensors"
         assert 0 < step < 60
