@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -33,6 +33,10 @@ from priorkit.pipeline.download.stage import download
 from ..conftest import ImageServer, QuietHandler, UrlList, serving, serving_folder, write_list
 from .browser import Browser
 from .command_server import Command, CommandServer, serving_commands
+from .flaky_server import FlakyServer, serving_flaky
+
+if TYPE_CHECKING:
+    from .ray_nodes import RayCluster
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 STAGE_FOLDERS = {"download": "images", "embed": "embeddings", "train": "prior", "evaluate": "evaluation"}
@@ -268,6 +272,29 @@ def served(tmp_path_factory: pytest.TempPathFactory, download_settings: Download
         url_list, images = write_list(server, folder), folder / "images"
         download(str(url_list.path), str(images), download_settings)
         yield Served(server, url_list, images)
+
+
+@pytest.fixture(scope="module")
+def shared_nodes(request: pytest.FixtureRequest) -> Iterator[RayCluster]:
+    """The Ray cluster of a module, which states its size in `NODES`."""
+    from .ray_nodes import cluster  # imports Ray
+
+    with cluster(*request.module.NODES) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(shared_nodes: RayCluster) -> RayCluster:
+    """The Ray cluster of the module, with no node missing and no CPU in use."""
+    shared_nodes.complete()
+    shared_nodes.wait_until_idle()
+    return shared_nodes
+
+
+@pytest.fixture(scope="module")
+def flaky_server() -> Iterator[FlakyServer]:
+    with serving_flaky() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,18 +25,12 @@ from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 
 from ..conftest import picture
 from .conftest import PRIORKIT, Gate, Workspace, committed, environment, stop, wait_for
-from .flaky_server import FlakyServer, serving_flaky
+from .flaky_server import FlakyServer
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 ROWS, SHARDS = 30, 3
 SETTINGS = DownloadSettings(engine="img2dataset", rows_per_shard=10, image_size=32, concurrency=4, retries=0)
 FAILING = {3: 503, 4: 404, 21: 429}
-
-
-@pytest.fixture(scope="module")
-def flaky_server() -> Iterator[FlakyServer]:
-    with serving_flaky() as server:
-        yield server
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.errors import PriorkitError
 
 from .conftest import wait_for
-from .ray_nodes import Marks, RayCluster, cluster, losing_a_node, meanwhile
+from .ray_nodes import Marks, RayCluster, losing_a_node, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
@@ -30,26 +30,15 @@ LAST_SHARDS = {"00011", "00012"}
 """At the end a worker may take over what another has begun to fetch ahead."""
 pytestmark = pytest.mark.slow
 
+NODES = (1, 1)
+"""Size of the shared cluster: 1 CPU on the head and 1 on another node."""
+
 
 @pytest.fixture
 def download_settings() -> DownloadSettings:
     return DownloadSettings(
         rows_per_shard=ROWS_PER_SHARD, image_size=32, allow_private_addresses=True, concurrency=4, decode_processes=1
     )
-
-
-@pytest.fixture(scope="module")
-def shared_nodes() -> Iterator[RayCluster]:
-    with cluster(1, 1) as nodes:
-        yield nodes
-
-
-@pytest.fixture
-def nodes(shared_nodes: RayCluster) -> RayCluster:
-    """A head and another node with a CPU each, shared by the module and with no node missing."""
-    shared_nodes.complete()
-    shared_nodes.wait_until_idle()
-    return shared_nodes
 
 
 @pytest.fixture

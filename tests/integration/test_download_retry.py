@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from priorkit.pipeline.download.stage import download, plan_download
 from priorkit.pipeline.errors import FolderError, InputError, PriorkitError
 
 from ..conftest import picture
-from .flaky_server import FlakyServer, serving_flaky
+from .flaky_server import FlakyServer
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 ROWS = 50
@@ -32,12 +32,6 @@ FAILING = {3: 503, 4: 404, 21: 429, 22: 500, 39: 503}
 """Rows of two shards; one of them fails for good."""
 LASTING = {4: 404}
 """The row that fails for good."""
-
-
-@pytest.fixture(scope="module")
-def flaky_server() -> Iterator[FlakyServer]:
-    with serving_flaky() as server:
-        yield server
 
 
 @pytest.fixture

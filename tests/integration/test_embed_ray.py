@@ -8,7 +8,7 @@ import random
 import signal
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ from priorkit.pipeline.errors import PriorkitError
 
 from ..conftest import picture
 from .conftest import wait_for
-from .ray_nodes import Marks, RayCluster, cluster, losing_a_node, meanwhile
+from .ray_nodes import Marks, RayCluster, losing_a_node, meanwhile
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 SHARDS, SAMPLES = 10, 24
 pytestmark = pytest.mark.slow
+
+NODES = (0, 2)
+"""Size of the shared cluster: no CPU on the head and 1 on each of two nodes."""
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +61,6 @@ def expected(
     if not expected_folder.exists():
         embed(str(shards), str(expected_folder), embed_settings)
     return folder_bytes(expected_folder)
-
-
-@pytest.fixture(scope="module")
-def shared_nodes() -> Iterator[RayCluster]:
-    with cluster(0, 2) as nodes:
-        yield nodes
-
-
-@pytest.fixture
-def nodes(shared_nodes: RayCluster) -> RayCluster:
-    """A head without CPUs and two nodes with one each, shared by the module and with no node missing."""
-    shared_nodes.complete()
-    shared_nodes.wait_until_idle()
-    return shared_nodes
 
 
 @pytest.fixture

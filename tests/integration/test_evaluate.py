@@ -77,13 +77,13 @@ def prior(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def metrics(prior: Path, embeddings: Path) -> dict[str, Any]:
-    """What `evaluate` finds."""
+    """Result of `evaluate`. Tests must not change it."""
     return computed(prior, EmbeddingDataset(str(embeddings), READ)).metrics
 
 
 @pytest.fixture(scope="module")
 def quick_metrics(prior: Path, embeddings: Path) -> dict[str, Any]:
-    """What `evaluate` finds with the settings `QUICK`; for reading only."""
+    """Result of `evaluate` with the settings `QUICK`. Tests must not change it."""
     return computed(prior, EmbeddingDataset(str(embeddings), READ), QUICK).metrics
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ pytestmark = [
     ),  # settings of Ray Data, which Ray Train imports
 ]
 
+NODES = (0, 2)
+"""Size of the shared cluster: no CPU on the head and 1 on each of two nodes."""
+
 TWO_WORKERS = ComputeSettings(backend="ray", workers=2)
 HUNDRED = changed(SMALL_TRAIN, steps=100, log_every=1, checkpoint_every=1000, batch_size=61)
 HEAVY = changed(
@@ -53,20 +56,6 @@ def expected(embeddings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("expected")
     train(str(embeddings), str(folder), HEAVY)
     return folder
-
-
-@pytest.fixture(scope="module")
-def shared_nodes() -> Iterator[RayCluster]:
-    with cluster(0, 2) as nodes:
-        yield nodes
-
-
-@pytest.fixture
-def nodes(shared_nodes: RayCluster) -> RayCluster:
-    """A head without CPUs and two nodes with one each, shared by the module and with no node missing."""
-    shared_nodes.complete()
-    shared_nodes.wait_until_idle()
-    return shared_nodes
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
