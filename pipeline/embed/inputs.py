@@ -17,7 +17,7 @@ from ..errors import InputError, SettingsError
 from .file_pairs import list_file_shards
 from .image_folder import ImageRows, metadata_names, read_image_rows
 from .patterns import locate
-from .settings import DEFAULT_CAPTION_COLUMN, EmbedSettings
+from .settings import DEFAULT_CAPTION_COLUMN, DEFAULT_IMAGE_COLUMN, EmbedSettings
 from .tables import list_table_shards
 
 _Kind = Literal["webdataset", "files", "parquet"]
@@ -142,10 +142,10 @@ def list_input_shards(url: str, settings: EmbedSettings) -> list[InputShard]:
                 )
         columns = (
             (settings.caption_column or DEFAULT_CAPTION_COLUMN) if settings.text else None,
-            settings.image_column if settings.image else None,
+            (settings.image_column or DEFAULT_IMAGE_COLUMN) if settings.image else None,
         )
         return list(list_table_shards(store, only, *columns, rows))
-    if "image_column" in settings.model_fields_set:
+    if settings.image_column is not None:
         raise SettingsError(
             f"embed.image_column={settings.image_column} has no effect on tars and image files such as {url}; leave it "
             "out"

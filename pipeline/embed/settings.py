@@ -13,6 +13,8 @@ from ..contract.samples import CAPTION_EXTENSION, SampleFiles
 
 DEFAULT_CAPTION_COLUMN = "caption"
 """Column of tables that contains the caption if `caption_column` is not set."""
+DEFAULT_IMAGE_COLUMN = "image"
+"""Column of tables that contains the encoded image if `image_column` is not set."""
 _SAMPLE_FILES = ("image_extensions", "caption_extension", "caption_key")
 """Settings that identify the files of a sample. Manifests contain them only if they are set."""
 
@@ -49,8 +51,8 @@ class EmbedSettings(DeviceSettings):
     image_extensions: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Extensions of images in a tar or folder, such as `input.jpg`. If a sample has several such files, the first
     extension of this list is used. With null, these are the extensions of common image formats."""
-    image_column: str = "image"
-    """Name of the table column that contains the encoded image."""
+    image_column: str | None = None
+    """Name of the table column that contains the encoded image. With null, it is `image`."""
     rows_per_shard: int | None = Field(default=None, ge=1)
     """Samples per embedding shard. Image shards are never split: consecutive image shards are joined until they contain
     at least this many samples. With null, the default, each image shard becomes one embedding shard, while files and
@@ -87,6 +89,7 @@ class EmbedSettings(DeviceSettings):
         """Return the settings that affect the output. Settings of a sample's files are left out if they are not set."""
         dumped = super().identity()
         dumped["caption_column"] = self.caption_column or DEFAULT_CAPTION_COLUMN
+        dumped["image_column"] = self.image_column or DEFAULT_IMAGE_COLUMN
         return {name: value for name, value in dumped.items() if value is not None or name not in _SAMPLE_FILES}
 
     def sample_files(self) -> SampleFiles:

@@ -10,7 +10,8 @@ import pytest
 
 from priorkit.pipeline.contract.image_shards import ImageShard
 from priorkit.pipeline.contract.storage import Store
-from priorkit.pipeline.embed.inputs import MergedShard, open_input
+from priorkit.pipeline.embed.inputs import MergedShard, list_input_shards, open_input
+from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, SettingsError
 
 from .conftest import PAIRS, samples_of, shards_of, write, write_tar
@@ -77,6 +78,8 @@ def test_the_image_column_has_no_effect_on_tars_and_files(tmp_path: Path) -> Non
         for column in ("photo", "image"):
             with pytest.raises(SettingsError, match=rf"embed\.image_column={column} has no effect on tars .*{folder}"):
                 shards_of(folder, image_column=column)
+        dumped = EmbedSettings().model_dump_json()
+        assert list_input_shards(str(folder), EmbedSettings.model_validate_json(dumped))  # written out is not set
 
 
 def test_a_table_of_metadata_beside_images_is_theirs(tmp_path: Path) -> None:
