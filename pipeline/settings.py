@@ -20,6 +20,8 @@ from .yaml_text import PlainScalar, YamlMapping, read_yaml
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
+UNKNOWN_CHOICE = "unknown_choice"
+"""Type of the error for a value of a selector field that selects no class; see `Settings.selector`."""
 _MAX_PROBLEMS = 3
 """Maximum number of problems that a message describes. Further problems are only counted."""
 _MAX_KEYS = 8
@@ -245,6 +247,8 @@ def _describe(
     if problem["type"] == "model_type":
         message = "expected a section, that is keys with values"
     value = problem["input"]
+    if problem["type"] == UNKNOWN_CHOICE and owner is not None and owner.selector is not None:
+        name, value = f"{name}.{owner.selector}", value.get(owner.selector)
     value_is_known = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
     return name, message if value_is_known else f"{message} (got {_shown(value)})"
 

@@ -307,8 +307,8 @@ def _check_data(recipe: Recipe, first: StageName, until: StageName, *, limit: in
     train = recipe.train
     if train.network.max_token_states and train.text_condition != "online" and not recipe.embed.token_states:
         raise SettingsError(
-            f"train.network.max_text_len={train.network.max_text_len} needs embed.token_states=true, so that there are "
-            "token states to train on; or train.text_condition=online"
+            f"train.network takes up to {train.network.max_token_states} token states: set embed.token_states=true, so "
+            "that there are some to train on; or train.text_condition=online"
         )
     if until != "download":
         check_clip(recipe.embed.clip)

@@ -59,7 +59,7 @@ class EmbeddingBatch:
     rows: np.ndarray
     """Row numbers, `[B]` int64."""
     image_embed: np.ndarray
-    """`[B, D]` float32, L2-normalised."""
+    """`[B, D]` float32, L2-normalised unless `take` was called with `raw_image`."""
     text_embed: np.ndarray
     """`[B, S]` float32, L2-normalised unless `take` was called with `raw_text`. Its size S equals D unless the two come
     from different models."""
@@ -364,7 +364,9 @@ class EmbeddingDataset:
         mixed = (self.row_ids[rows] ^ hash_key("order", seed)) * _ODD
         return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
 
-    def take(self, rows: np.ndarray, max_text_len: int = 0, raw_text: bool = False) -> EmbeddingBatch:
+    def take(
+        self, rows: np.ndarray, max_text_len: int = 0, raw_text: bool = False, raw_image: bool = False
+    ) -> EmbeddingBatch:
         """Read the image and text embeddings of the given rows and, if requested, their token states.
 
         Args:
@@ -372,6 +374,7 @@ class EmbeddingDataset:
             max_text_len: maximum number of token states per row; 0 to read none. If a row has more, only the first ones
                 are read.
             raw_text: True to multiply each text embedding by the norm that it had before normalisation.
+            raw_image: True to multiply each image embedding by the norm that it had before normalisation.
 
         Raises:
             InputError: the folder lacks text embeddings, the requested token states or the norms, or an embedding is
@@ -381,6 +384,8 @@ class EmbeddingDataset:
         image, text = self.embeds("img_emb", rows), self.embeds("text_emb", rows)
         if raw_text:
             text *= self.norms("text_emb")[rows][:, None]
+        if raw_image:
+            image *= self.norms("img_emb")[rows][:, None]
         states = np.zeros((len(rows), max_text_len, self.token_width or 0), np.float32) if max_text_len else None
         if states is not None:
             for shard, positions, local_rows in self._rows_by_shard(rows):

@@ -20,7 +20,7 @@ from ..network.prior_transformer.network import PriorTransformer
 from ..network.prior_transformer.settings import PriorTransformerSettings
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import noise_schedule
-from ..objective.settings import DiffusionSettings
+from ..objective.settings import DiffusionSettings, check_network
 from ..sampling.by_name import sampling_grid
 from ..sampling.settings import SampleSettings
 
@@ -84,32 +84,6 @@ class PriorConfig(Settings):
         return self
 
 
-def check_network(network: FamilySettings, diffusion: DiffusionSettings) -> None:
-    """Check that the diffusion settings fit the network.
-
-    Raises:
-        ValueError: they do not. The message gives the reason.
-    """
-    if network.most_timesteps is not None and network.most_timesteps < diffusion.timesteps:
-        raise ValueError(
-            f"network.num_timesteps={network.most_timesteps} is fewer than diffusion.timesteps={diffusion.timesteps}"
-        )
-    if not network.drops_text and diffusion.text_drop:
-        raise ValueError(
-            f"dalle2-pytorch {network.function} had nothing in place of what is dropped: set diffusion.text_drop and "
-            "diffusion.image_drop to 0, or leave out network.function_version"
-        )
-    if not network.drops_image and diffusion.image_drop:
-        raise ValueError(f"diffusion.image_drop: a {network.family} cannot drop the noisy image; set it to 0")
-    if network.takes_raw_text and diffusion.normaliser != "clip_stats":
-        raise ValueError(
-            f"diffusion.normaliser={diffusion.normaliser}: a {network.family} works with embeddings that are not "
-            "normalised; set diffusion.normaliser=clip_stats"
-        )
-    if network.takes_raw_text and diffusion.prediction != "x0":
-        raise ValueError(f"diffusion.prediction={diffusion.prediction}: a {network.family} predicts x0")
-
-
 def build_network(config: PriorConfig) -> Network:
     """Build the network that the config describes, with random weights.
 
@@ -117,9 +91,11 @@ def build_network(config: PriorConfig) -> Network:
         SettingsError: the network settings are inconsistent, or the network is too large.
     """
     try:
-        sizes = {"embed_dim": config.embed_dim, "text_dim": config.text_dim, "token_width": config.token_width}
+        sizes: dict[str, Any] = {
+            "embed_dim": config.embed_dim, "text_dim": config.text_dim, "token_width": config.token_width,
+        }  # fmt: skip
         if isinstance(config.network, PriorTransformerSettings):
-            return PriorTransformer(**sizes, settings=config.network)  # type: ignore[arg-type]
+            return PriorTransformer(**sizes, settings=config.network)
         return PriorNetwork(**sizes, **config.network.model_dump(exclude={"family"}))
     except ValueError as error:
         raise SettingsError(f"network: {error}") from None

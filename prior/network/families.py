@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from ...pipeline.settings import UNKNOWN_CHOICE
 from .family import FamilySettings
 from .prior_transformer.settings import PriorTransformerSettings
 from .settings import NetworkSettings
@@ -21,8 +22,10 @@ DEFAULT_FAMILY = "causal-transformer"
 
 def _family_of(value: Any) -> str | None:
     """Return the family of network settings, given as a mapping or as an instance; None if it is not a name."""
-    family = value.get("family", DEFAULT_FAMILY) if isinstance(value, dict) else getattr(value, "family", "")
-    return family if isinstance(family, str) and (family in FAMILIES or not isinstance(value, dict)) else None
+    if not isinstance(value, dict):
+        return getattr(value, "family", DEFAULT_FAMILY)  # the class of the default reports that it is no mapping
+    family = value.get("family", DEFAULT_FAMILY)
+    return family if isinstance(family, str) and family in FAMILIES else None
 
 
 AnyNetworkSettings = Annotated[
@@ -30,7 +33,7 @@ AnyNetworkSettings = Annotated[
     | Annotated[PriorTransformerSettings, Tag("prior-transformer")],
     Discriminator(
         _family_of,
-        custom_error_type="value_error",
+        custom_error_type=UNKNOWN_CHOICE,
         custom_error_message=f"unknown family; known are {', '.join(FAMILIES)}",
     ),
 ]

@@ -26,6 +26,26 @@ class FamilySettings(Settings):
         raise NotImplementedError
 
     @property
+    def needs_token_states(self) -> bool:
+        """True if the network cannot work without token states."""
+        return False
+
+    @property
+    def text_tokens(self) -> int:
+        """Maximum number of tokens that the text of a caption takes in the network."""
+        raise NotImplementedError
+
+    @property
+    def draw_tokens(self) -> int:
+        """Number of tokens that a draw (a noisy image embedding) takes in the network, with the timestep's."""
+        raise NotImplementedError
+
+    @property
+    def evaluations(self) -> float:
+        """Mean number of evaluations of the network per draw in training."""
+        return 1.0
+
+    @property
     def function(self) -> FunctionVersion | None:
         """DALLE2-pytorch release that the network reproduces; None if it is not a network of DALLE2-pytorch."""
         return None
@@ -33,6 +53,11 @@ class FamilySettings(Settings):
     @property
     def takes_raw_text(self) -> bool:
         """True if text embeddings must not be normalised; False if they must have norm 1."""
+        return False
+
+    @property
+    def needs_empty_text(self) -> bool:
+        """True if the CLIP's encoding of the empty text stands for a dropped text."""
         return False
 
     @property

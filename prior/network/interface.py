@@ -28,7 +28,8 @@ class Condition:
     """
 
     text_embed: torch.Tensor
-    """Pooled text embeddings `[B, D]`, where D is their size. They are L2-normalised unless `Network.takes_raw_text`."""
+    """Pooled text embeddings `[B, D]`, where D is their size. They are L2-normalised, unless the network takes raw ones
+    (`Network.takes_raw_text`)."""
     token_states: torch.Tensor | None
     """Token states `[B, T, W]`: T vectors of width W per caption, padded with zeros.
 
@@ -133,7 +134,7 @@ class Network(nn.Module, abc.ABC):
         """True if texts can be dropped only after `set_empty_text`, which has not been called."""
         return False
 
-    def set_empty_text(self, text_embed: torch.Tensor, token_states: torch.Tensor) -> None:  # noqa: B027
+    def set_empty_text(self, text_embed: torch.Tensor, token_states: torch.Tensor) -> None:
         """Set the text encoder's output for the empty text, if it stands for dropped texts in this network.
 
         The default implementation does nothing, because most networks learn vectors for dropped texts.

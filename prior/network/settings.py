@@ -68,6 +68,21 @@ class NetworkSettings(FamilySettings):
         return self.max_text_len
 
     @property
+    def text_tokens(self) -> int:
+        """Maximum number of tokens that the text of a caption takes in the network."""
+        return self.num_text_embeds + self.max_text_len
+
+    @property
+    def draw_tokens(self) -> int:
+        """Number of tokens that a draw takes in the network: timestep, noisy image, self-conditioning and query."""
+        return self.num_time_embeds + self.num_image_embeds + self.self_cond + 1
+
+    @property
+    def evaluations(self) -> float:
+        """Mean number of evaluations per draw in training: half of the draws of a self-conditioned network need two."""
+        return 1.5 if self.self_cond else 1.0
+
+    @property
     def function(self) -> FunctionVersion:
         """DALLE2-pytorch release that the network reproduces."""
         return FunctionVersion.parse(self.function_version)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ...pipeline.settings import Settings
+from ..network.family import FamilySettings
 
 
 class DiffusionSettings(Settings):
@@ -53,6 +54,11 @@ class DiffusionSettings(Settings):
     """Normalisation of sampled embeddings: to norm 1 (`unit`), or no normalisation (`none`). With
     `normaliser: clip_stats`, samples have the norms that the prior predicts unless other norms are asked for."""
 
+    @property
+    def takes_raw_images(self) -> bool:
+        """True if image embeddings must have the norms that the CLIP model gave them."""
+        return self.normaliser == "clip_stats"
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.x0_clamp == "range" and self.clip_sample_range is None:
@@ -70,3 +76,37 @@ class DiffusionSettings(Settings):
         if self.noise_schedule in ("linear", "quadratic", "sigmoid") and self.timesteps <= 20:
             raise ValueError(f"timesteps={self.timesteps}: {self.noise_schedule} needs more than 20")
         return self
+
+
+def check_network(network: FamilySettings, diffusion: DiffusionSettings) -> None:
+    """Check that the diffusion settings fit the network.
+
+    Raises:
+        ValueError: they do not. The message gives the reason.
+    """
+    if network.most_timesteps is not None and network.most_timesteps < diffusion.timesteps:
+        raise ValueError(
+            f"network.num_timesteps={network.most_timesteps} is fewer than diffusion.timesteps={diffusion.timesteps}"
+        )
+    if network.takes_raw_text and diffusion.normaliser != "clip_stats":
+        raise ValueError(
+            f"diffusion.normaliser={diffusion.normaliser}: a {network.family} works with embeddings that are not "
+            "normalised; set diffusion.normaliser=clip_stats"
+        )
+    if network.takes_raw_text and diffusion.prediction != "x0":
+        raise ValueError(f"diffusion.prediction={diffusion.prediction}: a {network.family} predicts x0")
+
+
+def check_drops(network: FamilySettings, diffusion: DiffusionSettings) -> None:
+    """Check that training with these settings can drop texts and images.
+
+    Raises:
+        ValueError: they are to be dropped, but nothing can stand for them in the network.
+    """
+    if not network.drops_text and (diffusion.text_drop or diffusion.image_drop):
+        raise ValueError(
+            f"dalle2-pytorch {network.function} had nothing in place of what is dropped: set diffusion.text_drop and "
+            "diffusion.image_drop to 0, or leave out network.function_version"
+        )
+    if not network.drops_image and diffusion.image_drop:
+        raise ValueError(f"diffusion.image_drop: a {network.family} cannot drop the noisy image; set it to 0")

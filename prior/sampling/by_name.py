@@ -39,18 +39,30 @@ def find_sampler(name: SamplerName, function: FunctionVersion | None, prediction
 def sampling_grid(
     name: SamplerName, schedule: NoiseSchedule, steps: int, function: FunctionVersion | None
 ) -> list[int]:
-    """Return the timesteps at which a sampler estimates x0, noisiest first.
+    """Return the timesteps at which a sampler estimates x0: `log_snr_grid` for `dpmsolver++`, else `timestep_grid`.
+
+    Raises:
+        ValueError: `steps` is out of range, or the sampler does not fit the network.
+    """
+    even = timestep_grid(name, len(schedule), steps, function)
+    return log_snr_grid(schedule, steps) if name == "dpmsolver++" else even
+
+
+def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion | None) -> list[int]:
+    """Return `steps` timesteps at which a sampler estimates x0, noisiest first.
+
+    They are evenly spaced, and the noisiest timestep of the schedule is the first. Samplers of other tools use the
+    timesteps that these tools use.
 
     Args:
         name: name of the sampler.
-        schedule: noise schedule.
+        timesteps: number of timesteps in the noise schedule.
         steps: number of steps that the user asks for.
         function: DALLE2-pytorch release that the network reproduces; None if it reproduces none.
 
     Raises:
         ValueError: `steps` is out of range, or the sampler does not fit the network.
     """
-    timesteps = len(schedule)
     fewest, most = _step_limits(name, timesteps, function)
     if not fewest <= steps <= most:
         allowed = f"{fewest} to {most} steps" if most > fewest else f"{most} step: set steps={most}"
@@ -62,7 +74,7 @@ def sampling_grid(
         return unclip_grid(timesteps, steps)
     if name == "unclip-ddpm":
         return unclip_ddpm_grid(timesteps, steps)
-    return log_snr_grid(schedule, steps) if name == "dpmsolver++" else even_grid(timesteps, steps)
+    return [timesteps - 1 - index * timesteps // steps for index in range(steps)]
 
 
 def _step_limits(name: SamplerName, timesteps: int, function: FunctionVersion | None) -> tuple[int, int]:
@@ -74,11 +86,6 @@ def _step_limits(name: SamplerName, timesteps: int, function: FunctionVersion | 
     if name == "one-step":
         return 1, 1
     return 2 if name == "unclip" else 1, timesteps
-
-
-def even_grid(timesteps: int, steps: int) -> list[int]:
-    """Return `steps` evenly spaced timesteps, noisiest first. The noisiest timestep of the schedule is the first."""
-    return [timesteps - 1 - index * timesteps // steps for index in range(steps)]
 
 
 def dalle2_grid(timesteps: int, steps: int, function: FunctionVersion) -> list[int]:

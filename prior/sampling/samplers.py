@@ -154,9 +154,9 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
 
     - The first timestep is the noisiest of the schedule. The grid then skips the timesteps at which x_t is almost all
       noise.
-    - The last timestep is the one at which an evenly spaced grid would end with four times as many steps. It must have little
-      noise, because `dpmsolver++` returns the x0 estimate at this timestep. With more noise, this estimate would be an
-      average of many possible embeddings.
+    - The last timestep is the one at which an evenly spaced grid would end with four times as many steps. It must have
+      little noise, because `dpmsolver++` returns the x0 estimate at this timestep. With more noise, this estimate would
+      be an average of many possible embeddings.
 
     `dpmsolver++` needs fewer steps than other samplers, because it is second-order in log-SNR: one of its steps does
     the work of several of theirs.

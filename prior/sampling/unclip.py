@@ -67,7 +67,7 @@ def unclip_ddpm_grid(timesteps: int, steps: int) -> list[int]:
 
 
 def float32_schedule(timesteps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return beta and alpha_bar of the cosine schedule, `[timesteps]` each, with the float32 operations of diffusers."""
+    """Return beta and alpha_bar of the cosine schedule, `[timesteps]` each, by the float32 operations of diffusers."""
 
     def signal(share: float) -> float:
         return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2

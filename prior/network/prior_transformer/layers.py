@@ -64,7 +64,7 @@ class Attention(nn.Module):
         return attended
 
     def _by_head(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class Gelu(nn.Module):
@@ -105,7 +105,8 @@ class Block(nn.Module):
 
     def add_feed_forward(self, stream: torch.Tensor) -> torch.Tensor:
         """Return the token stream `[..., C]` with the output of the feed-forward layer added."""
-        return stream + self.ff(self.norm3(stream))
+        output: torch.Tensor = stream + self.ff(self.norm3(stream))
+        return output
 
 
 def encode_texts(stream: torch.Tensor, mask: torch.Tensor, layers: Sequence[Block]) -> TextPrefix:
@@ -125,7 +126,9 @@ def encode_texts(stream: torch.Tensor, mask: torch.Tensor, layers: Sequence[Bloc
     return TextPrefix(known, mask)
 
 
-def run_cached(stream: torch.Tensor, prefix: TextPrefix, shared: int, tokens: int, layers: Sequence[Block]) -> torch.Tensor:
+def run_cached(
+    stream: torch.Tensor, prefix: TextPrefix, shared: int, tokens: int, layers: Sequence[Block]
+) -> torch.Tensor:
     """Run the layers on the tokens that follow B encoded texts.
 
     Args:

@@ -154,9 +154,7 @@ class PriorTransformer(Network):
         suffixes = torch.cat([self._time_tokens(timesteps), self._draw_tokens(noisy_image_embed)], dim=1)
         checkpointed = self.checkpoint_activations and torch.is_grad_enabled()
         texts, suffixes = self.norm_in(texts), self.norm_in(suffixes)
-        return self._prediction(
-            run_training(texts, mask, suffixes, draws, self._layers(), checkpointed=checkpointed)
-        )
+        return self._prediction(run_training(texts, mask, suffixes, draws, self._layers(), checkpointed=checkpointed))
 
     def compile_layers(self) -> None:
         """Compile the attention and the feed-forward part of each layer, for any number of tokens."""

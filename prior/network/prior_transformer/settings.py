@@ -56,6 +56,26 @@ class PriorTransformerSettings(FamilySettings):
         return self.num_embeddings
 
     @property
+    def needs_token_states(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def text_tokens(self) -> int:
+        """Maximum number of tokens that the text of a caption takes in the network."""
+        return self.num_embeddings + 1
+
+    @property
+    def draw_tokens(self) -> int:
+        """Number of tokens that a draw takes in the network: timestep (if any), noisy image and query."""
+        return self.additional_embeddings - 1
+
+    @property
+    def needs_empty_text(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def uses_time(self) -> bool:
         """True if the network has a token for the timestep."""
         return self.time_token
@@ -73,5 +93,7 @@ class PriorTransformerSettings(FamilySettings):
     @model_validator(mode="after")
     def _time_has_a_token(self) -> Self:
         if not self.time_token and (self.time_embed_dim is not None or self.time_embed_act_fn != "silu"):
-            raise ValueError("time_embed_dim and time_embed_act_fn have no effect with time_token=false; leave them out")
+            raise ValueError(
+                "time_embed_dim and time_embed_act_fn have no effect with time_token=false; leave them out"
+            )
         return self
