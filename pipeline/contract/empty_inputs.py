@@ -65,7 +65,9 @@ class EmptyInputs:
                 shape = "nothing" if values is None else f"{list(values.shape)} {values.dtype}"
                 raise InputError(f"{source}: {name} has {shape} instead of {dimensions} dimensions of float32")
             if not np.isfinite(values).all():
-                raise InputError(f"{source}: {name} of the empty input contains NaN or infinity")
+                raise InputError(
+                    f"{source}: {name} of the empty input contains NaN or infinity; try embed.dtype=float32"
+                )
         return EmptyInputs(tensors["image_embed"], tensors["text_embed"], tensors.get("token_states"))
 
 

@@ -273,7 +273,8 @@ class EmbeddingDataset:
 
     def has_norms(self, kind: EmbeddingKind) -> bool:
         """Return True if the folder stores the norms that the embeddings of one kind had before normalisation."""
-        return not self._norms_fault(kind)
+        is_cached = self.store.size(f"{FOLDER}/{self._norms_name(kind)}.npy") is not None
+        return is_cached or not self._norms_fault(kind)
 
     def norms(self, kind: EmbeddingKind) -> np.ndarray:
         """Return the norm that each embedding had before normalisation: `[count]` float32. Cached in the folder.
@@ -287,17 +288,24 @@ class EmbeddingDataset:
             InputError: the folder does not store the norms, or a norm is not a positive finite number.
         """
         if kind not in self._norms:
-            if fault := self._norms_fault(kind):
-                raise InputError(
-                    f"{self.store.url} stores no norms of its {WORDS[kind]} embeddings before normalisation: {fault}.\n"
-                    "Make the folder with `priorkit embed` and embed.engine=native, or adopt embeddings that are not "
-                    "normalised with `priorkit adopt --normalise`"
-                )
-            column = NORM_COLUMNS[kind]
-            make = functools.partial(read_norms, self.shards, column)
-            name = f"{column}_{self._mark()}"
+            make = functools.partial(self._read_norms, kind)
+            name = self._norms_name(kind)
             self._norms[kind] = cached_array(self.store, name, self.count, np.dtype(np.float32), (), make)
         return self._norms[kind]
+
+    def _norms_name(self, kind: EmbeddingKind) -> str:
+        """Return the name of the cached array of norms."""
+        return f"{NORM_COLUMNS[kind]}_{self._mark()}"  # part of the disk format
+
+    def _read_norms(self, kind: EmbeddingKind) -> Iterator[np.ndarray]:
+        """Yield the norms of one kind of embeddings, block by block, after checking that they are known."""
+        if fault := self._norms_fault(kind):
+            raise InputError(
+                f"{self.store.url} stores no norms of its {WORDS[kind]} embeddings before normalisation: {fault}.\n"
+                "Make the folder with `priorkit embed` and embed.engine=native, or adopt embeddings that are not "
+                "normalised with `priorkit adopt --normalise`"
+            )
+        yield from read_norms(self.shards, NORM_COLUMNS[kind])
 
     def _norms_fault(self, kind: EmbeddingKind) -> str:
         """Return the reason why the norms of one kind of embeddings are unknown; empty if they are known."""
