@@ -209,7 +209,8 @@ class PriorTransformer(Network):
         """Return the timestep's token for each of N timesteps, `[N, 1, C]`; `[N, 0, C]` for a network without one."""
         if not self.time_token:
             return self.prd_embedding.new_zeros(len(timesteps), 0, self.width)
-        return self.time_embedding(timesteps)[:, None] + self.positional_embedding[:, self.max_text_len + 1, None]
+        token: torch.Tensor = self.time_embedding(timesteps)
+        return token[:, None] + self.positional_embedding[:, self.max_text_len + 1, None]
 
     def _draw_tokens(self, noisy_image_embed: torch.Tensor) -> torch.Tensor:
         """Return the tokens of N noisy image embeddings and their queries, `[N, 2, C]`."""
