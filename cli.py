@@ -16,6 +16,7 @@ from .pipeline.commands.inspect import inspect
 from .pipeline.display import streams
 from .prior.commands.compare import compare
 from .prior.commands.convert import convert
+from .prior.commands.export import export
 from .prior.commands.report import report
 from .prior.commands.sample import sample
 from .recipes.commands.demo import demo
@@ -45,6 +46,7 @@ for command in (
     compare,
     sample,
     convert,
+    export,
     run,
     status,
     demo,
