@@ -298,7 +298,8 @@ class Prior:
         dropped = None if settings.guidance_scale == 1.0 else self._null_prefix(condition, negative)
         if rows is not None and len(rows) != len(text_embed):
             prefix = prefix.take(rows.to(self.device))
-            dropped = None if dropped is None or negative is not None else dropped.take(rows.to(self.device))
+            if dropped is not None and negative is None:
+                dropped = dropped.take(rows.to(self.device))
         denoiser = Denoiser(
             self.network, self.schedule, self.config.diffusion, self.normaliser, prefix,
             guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_prefix=dropped,
