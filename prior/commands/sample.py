@@ -13,7 +13,10 @@ from .options import CheckpointConfigOption, FunctionOption, WeightsOption
 
 def sample(
     prior: Annotated[
-        str, typer.Argument(help="Folder of a trained prior, or a .pth of dalle2-pytorch.", callback=expand_path)
+        str,
+        typer.Argument(
+            help="Folder of a trained prior or of diffusers, or a .pth of dalle2-pytorch.", callback=expand_path
+        ),
     ],
     captions: Annotated[Optional[list[str]], typer.Argument(help="One or more captions.", show_default=False)] = None,
     prompts: Annotated[

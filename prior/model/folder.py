@@ -120,11 +120,6 @@ def load_config(store: Store) -> PriorConfig:
     """
     described, source = store.read_json(CONFIG_NAME), f"{store.url}/{CONFIG_NAME}"
     version = described.pop("format_version", None) if isinstance(described, dict) else None
-    if version is None and isinstance(described, dict) and "_class_name" in described:
-        raise InputError(
-            f"{store.url}: holds a {str(described['_class_name'])[:100]} of diffusers, which priorkit does not read; "
-            "it reads its own folders, and checkpoints of dalle2-pytorch (.pth)"
-        )
     if version != _FORMAT_VERSION:
         raise InputError(f"{source} has format version {version}; this priorkit reads {_FORMAT_VERSION}")
     try:
