@@ -6,6 +6,7 @@ tokens. diffusers computes all 77 positions of each text in every step.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from diffusers import KandinskyV22PriorPipeline, UnCLIPScheduler
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity"))
 from unclip import Texts, make_diffusers_prior, make_prior
 
+from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.interface import Condition
 from priorkit.prior.objective.diffusion import diffusion_loss
 from priorkit.prior.objective.randomness import StepRandomness
@@ -57,29 +59,34 @@ def sampling(results: list[dict[str, Any]], rounds: int) -> None:
     )
     pipeline.set_progress_bar_config(disable=True)
     for (texts, draws), target in CASES.items():
-        chosen, samples = prompts(texts), {}
-        repeated = [prompt for prompt in chosen for _ in range(draws)]
-
-        def upstream() -> None:
-            generator = torch.Generator().manual_seed(1)
-            samples["theirs"] = pipeline(
-                repeated, num_inference_steps=STEPS, guidance_scale=SCALE, generator=generator
-            ).image_embeds
-
-        def ours() -> None:
-            generator = torch.Generator().manual_seed(1)
-            samples["ours"] = prior.sample(
-                repeated, steps=STEPS, sampler="unclip", guidance_scale=SCALE, generator=generator
-            )
-
-        ours()  # packs the weights
-        seconds = harness.in_turns({"ours": ours, "diffusers": upstream}, rounds)
-        difference = (samples["ours"] - samples["theirs"]).norm() / samples["theirs"].norm()
+        repeated = [prompt for prompt in prompts(texts) for _ in range(draws)]
+        samples: dict[str, torch.Tensor] = {}
+        actions = {
+            "ours": functools.partial(sample_ours, prior, repeated, samples),
+            "diffusers": functools.partial(sample_theirs, pipeline, repeated, samples),
+        }
+        actions["ours"]()  # packs the weights
+        seconds = harness.in_turns(actions, rounds)
+        difference = (samples["ours"] - samples["diffusers"]).norm() / samples["diffusers"].norm()
         harness.report(
             results, bench="sampling", texts=texts, candidates=draws, ours_seconds=seconds["ours"],
             diffusers_seconds=seconds["diffusers"], target=target, relative_difference=difference.item(),
             times_faster=harness.paired_ratio(seconds["diffusers"], seconds["ours"]),
         )  # fmt: skip
+
+
+def sample_theirs(pipeline: Pipeline, prompts: list[str], samples: dict[str, torch.Tensor]) -> None:
+    """Sample with the pipeline of diffusers."""
+    samples["diffusers"] = pipeline(
+        prompts, num_inference_steps=STEPS, guidance_scale=SCALE, generator=torch.Generator().manual_seed(1)
+    ).image_embeds
+
+
+def sample_ours(prior: Prior, prompts: list[str], samples: dict[str, torch.Tensor]) -> None:
+    """Sample the same with priorkit."""
+    samples["ours"] = prior.sample(
+        prompts, steps=STEPS, sampler="unclip", guidance_scale=SCALE, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def training(results: list[dict[str, Any]], rounds: int) -> None:
@@ -170,7 +177,8 @@ def main() -> None:
             harness.table(
                 trained,
                 {
-                    "priorkit": "{name}", "diffusers, s": "{diffusers_seconds:.2f}", "priorkit, s": "{ours_seconds:.3f}",
+                    "priorkit": "{name}", "diffusers, s": "{diffusers_seconds:.2f}",
+                    "priorkit, s": "{ours_seconds:.3f}",
                     "times the captions per second": "{captions_times_faster:.2f}", "target": "{target}",
                     "draws per second": "{draws_per_second:.0f}",
                 },
