@@ -100,8 +100,8 @@ def _movq() -> Any:
     from diffusers import VQModel
 
     return VQModel(
-        block_out_channels=_CHANNELS, down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), latent_channels=4, norm_num_groups=8,
+        block_out_channels=(32,) * 4, down_block_types=(*("DownEncoderBlock2D",) * 3, "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3), latent_channels=4, norm_num_groups=8,
         norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
     )  # fmt: skip
 

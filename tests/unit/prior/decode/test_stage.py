@@ -18,7 +18,7 @@ from priorkit.prior.decode.stage import decode
 
 from ....tiny_decoders import TARGETS, write_embeds
 
-SIZES = {target: {} if target == "karlo" else {"size": 32} for target in TARGETS}
+SIZES = {target: 64 if target.startswith("kandinsky") else 32 for target in TARGETS}
 STEPS = 2
 
 # The first test that imports diffusers takes many seconds.
@@ -69,7 +69,7 @@ class Direct:
         if self.target == "karlo":
             found = self.pipeline(image_embeddings=image, decoder_num_inference_steps=STEPS, **options)
             return list(map(np.asarray, found.images))
-        options |= {"num_inference_steps": STEPS, "height": 32, "width": 32}
+        options |= {"num_inference_steps": STEPS, "height": SIZES[self.target], "width": SIZES[self.target]}
         if self.target.startswith("kandinsky"):
             prompted = {"prompt": prompt} if self.target == "kandinsky-2.1" else {}
             found = self.pipeline(image_embeds=image, negative_image_embeds=negative, **prompted, **options)
@@ -100,7 +100,8 @@ def _towers(folder: str, dtype: torch.dtype) -> dict[str, Any]:
 
 def settings(target: str, ip_adapter: Path, **given: Any) -> DecodeSettings:
     adapter = {"ip_adapter": str(ip_adapter)} if target == "ip-adapter" else {}
-    return DecodeSettings(**{"steps": STEPS, "device": "cpu", **SIZES[target], **adapter, **given})
+    size = None if target == "karlo" else SIZES[target]
+    return DecodeSettings(**{"steps": STEPS, "device": "cpu", "size": size, **adapter, **given})
 
 
 def read(folder: Path) -> list[np.ndarray]:
@@ -121,7 +122,7 @@ def test_pictures_are_those_of_the_pipeline_bit_for_bit(
     one_by_one = target == "ip-adapter"
     given = settings(target, ip_adapter, seed=7, batch_size=None if one_by_one else 2)
     done = decode(str(path), folder, f"{tmp_path}/pictures/", given)
-    assert (done.target, done.pictures, done.size, done.notes) == (target, 3, 32, [])
+    assert (done.target, done.pictures, done.size, done.notes) == (target, 3, SIZES[target], [])
     direct = Direct(folder, target, ip_adapter)
     expected = []
     for rows in (slice(0, 1), slice(1, 2), slice(2, 3)) if one_by_one else (slice(0, 2), slice(2, 3)):
@@ -231,8 +232,8 @@ def test_what_does_not_fit_the_pipeline_is_named(
         with pytest.raises(InputError, match=r"its embeddings have 16 values, and .* takes 12; they are of another"):
             decode(str(path), tiny_decoder(target), f"{tmp_path}/a.png", settings(target, ip_adapter))
     write_embeds(path, "kandinsky-2.2")
-    with pytest.raises(SettingsError, match=r"--size 34: kandinsky-2\.2 draws multiples of 4 pixels"):
-        decode(str(path), tiny_decoder("kandinsky-2.2"), f"{tmp_path}/a.png", DecodeSettings(size=34, device="cpu"))
+    with pytest.raises(SettingsError, match=r"--size 96: kandinsky-2\.2 draws multiples of 64 pixels"):
+        decode(str(path), tiny_decoder("kandinsky-2.2"), f"{tmp_path}/a.png", DecodeSettings(size=96, device="cpu"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
