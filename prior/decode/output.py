@@ -61,10 +61,11 @@ def check_grid(output: str, count: int, size: int) -> None:
     """
     layout = _Layout(count, size)
     if layout.width * layout.height > _LARGEST:
-        per_picture = layout.cell_width * layout.cell_height
+        fitting = int(0.9 * _LARGEST / (layout.cell_width * layout.cell_height))
+        limit = f"draw about {fitting:,} of them with --limit, or " if fitting else ""
         raise SettingsError(
-            f"--output {output}: a grid of {count:,} pictures is too large for one PNG; draw about "
-            f"{int(0.9 * _LARGEST / per_picture):,} of them with --limit, or give a folder: --output pictures/"
+            f"--output {output}: a grid of {count:,} pictures of {size} x {size} pixels is too large for one PNG; "
+            f"{limit}give a folder: --output pictures/"
         )
 
 

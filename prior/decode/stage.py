@@ -80,8 +80,9 @@ def decode(
     count = min(file.rows, settings.limit or file.rows)
     prompts = _prompts(file, kind, settings, count)
     device, dtype = choose_device(settings.device, "--device"), getattr(torch, settings.dtype)
-    decoder = load_decoder(file.target, pipeline, device, dtype, settings.ip_adapter)
-    file.require_dim(decoder.embed_dim, pipeline)
+    with _stopped_by_user(output, in_folder):
+        decoder = load_decoder(file.target, pipeline, device, dtype, settings.ip_adapter)
+    file.require_dim(decoder.embed_dim, settings.ip_adapter or pipeline)
     size = settings.size or decoder.size
     if size % decoder.size_step:
         raise SettingsError(f"--size {size}: {kind.name} draws multiples of {decoder.size_step} pixels")
@@ -138,7 +139,7 @@ def _draw(
 
     Raises:
         InputError: the pictures are not finite.
-        SettingsError: the device cannot compute them in this precision.
+        SettingsError: the device cannot compute them in this precision, or the pipeline refuses a setting.
     """
     arguments = decoder.arguments(batch.to(torch.device(device), dtype), settings)
     try:
@@ -148,6 +149,8 @@ def _draw(
             f"--dtype {settings.dtype}: {decoder.name} cannot be computed in it on {device} ({one_line(error, 200)}); "
             f"use --dtype {_other_precision(settings.dtype)}"
         ) from error
+    except ValueError as error:
+        raise SettingsError(f"{decoder.name}: its pipeline refuses the settings ({one_line(error)})") from error
     if not np.isfinite(output.images).all():
         raise InputError(
             f"the pictures are not finite in {settings.dtype}; use --dtype {_other_precision(settings.dtype)}"
@@ -200,7 +203,7 @@ def _stopped_by_user(output: str, in_folder: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if in_folder:
+        if in_folder and os.path.isdir(output):
             number = sum(name.endswith(".png") for name in os.listdir(output))
             raise Interrupted(
                 f"stopped; {output} has {number} pictures. The same command needs an empty folder, and starts again"

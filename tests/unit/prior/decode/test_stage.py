@@ -238,6 +238,16 @@ def test_what_does_not_fit_the_pipeline_is_named(
 
 
 @drawing
+def test_a_setting_that_only_the_pipeline_refuses_is_no_bug_of_priorkit(
+    tiny_decoder: Callable[[str], str], ip_adapter: Path, tmp_path: Path
+) -> None:
+    write_embeds(tmp_path / "a.safetensors", "kandinsky-2.2")
+    given = settings("kandinsky-2.2", ip_adapter, steps=5000)
+    with pytest.raises(SettingsError, match=r"kandinsky-2\.2: its pipeline refuses the settings \(.*5000"):
+        decode(str(tmp_path / "a.safetensors"), tiny_decoder("kandinsky-2.2"), f"{tmp_path}/a.png", given)
+
+
+@drawing
 def test_pictures_that_are_not_finite_are_refused(
     tiny_decoder: Callable[[str], str], ip_adapter: Path, tmp_path: Path
 ) -> None:
