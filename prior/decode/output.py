@@ -61,10 +61,11 @@ def check_grid(output: str, count: int, size: int) -> None:
     """
     layout = _Layout(count, size)
     if layout.width * layout.height > _LARGEST:
-        per_picture = layout.cell_width * layout.cell_height
+        fitting = int(0.9 * _LARGEST / (layout.cell_width * layout.cell_height))
+        limit = f"draw about {fitting:,} of them with --limit, or " if fitting else ""
         raise SettingsError(
-            f"--output {output}: a grid of {count:,} pictures is too large for one PNG; draw about "
-            f"{int(0.9 * _LARGEST / per_picture):,} of them with --limit, or give a folder: --output pictures/"
+            f"--output {output}: a grid of {count:,} pictures of {size} x {size} pixels is too large for one PNG; "
+            f"{limit}give a folder: --output pictures/"
         )
 
 
@@ -110,10 +111,10 @@ def picture_grid(path: str, count: int, size: int) -> Iterator[AddPicture]:
             draw.text((left, top + size + 4 + number * layout.line_height), line, fill=_INK, font=layout.font)
         position += 1
 
-    yield add
-    if os.path.dirname(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    _save(canvas, path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with atomic_file(path, durable=False) as file:  # opened first, so that no work is lost if it cannot be written
+        yield add
+        canvas.save(file, "PNG")
 
 
 class _Layout:
@@ -147,10 +148,9 @@ class _Layout:
         return wrap_text(text, self.cell_width - _MARGIN, self.font, _LABEL_LINES)
 
 
-def _save(picture: Image.Image, path: str, prompt: str | None = None) -> None:
-    """Write a picture as PNG, with a prompt as text in it."""
+def _save(picture: Image.Image, path: str, prompt: str) -> None:
+    """Write a picture as PNG, with its prompt as text in it."""
     info = PngImagePlugin.PngInfo()
-    if prompt is not None:
-        info.add_itxt("prompt", prompt.encode("utf-8", "backslashreplace").decode())
+    info.add_itxt("prompt", prompt.encode("utf-8", "backslashreplace").decode())
     with atomic_file(path, durable=False) as file:
         picture.save(file, "PNG", pnginfo=info)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from ...pipeline.clip.errors import causes, silence_library_logs
 from ...pipeline.errors import InputError
 from ...pipeline.explain import one_line
 from .decoders import DECODER_CLASSES, Decoder
@@ -72,9 +75,11 @@ def _diffusers() -> Iterator[Any]:
     bars = [log.is_progress_bar_enabled() for log in logs]
     try:
         for log in logs:
-            log.set_verbosity_error()
+            log.set_verbosity(logging.CRITICAL)
             log.disable_progress_bar()
-        yield diffusers
+        with silence_library_logs(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")  # diffusers still passes it
+            yield diffusers
     finally:
         for log, level, bar in zip(logs, levels, bars, strict=True):
             log.set_verbosity(level)
@@ -93,7 +98,16 @@ def _explained(place: str, fix: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{place}: cannot be loaded ({one_line(error, _LONGEST)}).\n{fix}") from error
+        *_, cause = causes(error)
+        names = {type(link).__name__ for link in causes(error)}
+        if names & {"RepositoryNotFoundError", "GatedRepoError"}:
+            reason = "the hub has no such repository, or it asks for a token that may read it (hf auth login)"
+        elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"}:
+            reason = f"the hub cannot be reached: {one_line(cause, _LONGEST)}"
+            fix = "Connect this machine, or give the path of a copy that is on it"
+        else:
+            reason = one_line(error, _LONGEST)
+        raise InputError(f"{place}: cannot be loaded ({reason}).\n{fix}") from error
 
 
 def _require_location(pipeline: str) -> None:
@@ -135,7 +149,7 @@ def _load_ip_adapter(pipeline: Any, path: str) -> None:
         repository, subfolder = f"{owner}/{model}", "/".join(folders)
     else:
         raise InputError(f"{place}: no such file, and no ORG/NAME/FILE on the hub")
-    with _explained(place, "Give the weights of a plain IP-Adapter for Stable Diffusion 1.5"):
+    with _explained(place, "Give the weights of a plain IP-Adapter for Stable Diffusion 1.5, not Plus, Full or FaceID"):
         pipeline.load_ip_adapter(repository, subfolder=subfolder, weight_name=name, image_encoder_folder=None)
     projection = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
     if not hasattr(projection, "image_embeds"):

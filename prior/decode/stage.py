@@ -18,7 +18,7 @@ from ...pipeline.errors import InputError, Interrupted, SettingsError
 from ...pipeline.explain import one_line
 from .decoders import DECODER_CLASSES, Batch, Decoder
 from .embeds import EmbedsFile
-from .output import check_grid, is_folder, picture_folder, picture_grid
+from .output import AddPicture, check_grid, is_folder, picture_folder, picture_grid
 from .pipelines import load_decoder
 from .settings import DecodeSettings
 
@@ -80,29 +80,53 @@ def decode(
     count = min(file.rows, settings.limit or file.rows)
     prompts = _prompts(file, kind, settings, count)
     device, dtype = choose_device(settings.device, "--device"), getattr(torch, settings.dtype)
-    decoder = load_decoder(file.target, pipeline, device, dtype, settings.ip_adapter)
-    file.require_dim(decoder.embed_dim, pipeline)
+    with _stopped_by_user(output, in_folder):
+        decoder = load_decoder(file.target, pipeline, device, dtype, settings.ip_adapter)
+    file.require_dim(decoder.embed_dim, settings.ip_adapter or pipeline)
     size = settings.size or decoder.size
     if size % decoder.size_step:
         raise SettingsError(f"--size {size}: {kind.name} draws multiples of {decoder.size_step} pixels")
     if not in_folder:
         check_grid(output, count, size)
-    done = Decoded(output, file.target, count, size)
-    counter = _Counter(count, progress)
-    batch_size = settings.batch_size or kind.largest_batch or _BATCH
     opened = picture_folder(output) if in_folder else picture_grid(output, count, size)
-    withheld = 0
-    with _stopped_by_user(output, in_folder), opened as add, counter.counting_steps(decoder):
+    with _stopped_by_user(output, in_folder), opened as add:
+        withheld = _draw_all(file, decoder, prompts, settings, add, progress)
+    notes = [f"{withheld} pictures are black, because the pipeline's safety checker withheld them"] if withheld else []
+    return Decoded(output, file.target, count, size, notes)
+
+
+def _draw_all(
+    file: EmbedsFile,
+    decoder: Decoder,
+    prompts: list[str],
+    settings: DecodeSettings,
+    add: AddPicture,
+    progress: ProgressCallback,
+) -> int:
+    """Draw a picture for each prompt, batch by batch.
+
+    Args:
+        file: embeddings.
+        decoder: decoder that draws them.
+        prompts: text for the pipeline, for each row that is drawn.
+        settings: settings of the pictures.
+        add: function that takes each picture and its label.
+        progress: called after each denoising step and each batch.
+
+    Returns:
+        Number of pictures that the pipeline's safety checker made black.
+    """
+    count, withheld = len(prompts), 0
+    counter = _Counter(count, progress)
+    batch_size = settings.batch_size or decoder.largest_batch or _BATCH
+    with counter.counting_steps(decoder):
         for first in range(0, count, batch_size):
-            batch = _batch(file, first, min(first + batch_size, count), prompts, settings)
-            pictures, black = _draw(decoder, batch, settings, device, dtype)
+            pictures, black = _draw(decoder, _batch(file, first, prompts[first:][:batch_size], settings), settings)
             for row, picture in enumerate(pictures, start=first):
                 add(picture, file.prompts[row] if row < len(file.prompts) else f"row {row}")
             counter.add_pictures(len(pictures))
             withheld += black
-    if withheld:
-        done.notes.append(f"{withheld} pictures are black, because the pipeline's safety checker withheld them")
-    return done
+    return withheld
 
 
 def _prompts(file: EmbedsFile, kind: type[Decoder], settings: DecodeSettings, count: int) -> list[str]:
@@ -123,24 +147,24 @@ def _prompts(file: EmbedsFile, kind: type[Decoder], settings: DecodeSettings, co
     return file.prompts[:count]
 
 
-def _batch(file: EmbedsFile, first: int, last: int, prompts: list[str], settings: DecodeSettings) -> Batch:
-    """Return some rows of a file, each with a generator of its own."""
+def _batch(file: EmbedsFile, first: int, prompts: list[str], settings: DecodeSettings) -> Batch:
+    """Return the rows of a file from `first`, one for each prompt. Each row has a generator of its own."""
+    last = first + len(prompts)
     image, negative = file.take(first, last)
     # generators of the CPU give the same noise for every device
     generators = [torch.Generator().manual_seed(settings.seed + row) for row in range(first, last)]
-    return Batch(image, negative, prompts[first:last], generators)
+    return Batch(image, negative, prompts, generators)
 
 
-def _draw(
-    decoder: Decoder, batch: Batch, settings: DecodeSettings, device: str, dtype: torch.dtype
-) -> tuple[list[Image.Image], int]:
+def _draw(decoder: Decoder, batch: Batch, settings: DecodeSettings) -> tuple[list[Image.Image], int]:
     """Return the pictures of a batch, and the number of those that the pipeline's safety checker made black.
 
     Raises:
         InputError: the pictures are not finite.
-        SettingsError: the device cannot compute them in this precision.
+        SettingsError: the device cannot compute them in this precision, or the pipeline refuses a setting.
     """
-    arguments = decoder.arguments(batch.to(torch.device(device), dtype), settings)
+    device = decoder.pipeline.device
+    arguments = decoder.arguments(batch.to(device, getattr(torch, settings.dtype)), settings)
     try:
         output = decoder.pipeline(**arguments, generator=batch.generators, output_type="np")
     except NotImplementedError as error:  # torch lacks some operations in half precision on a CPU
@@ -148,6 +172,8 @@ def _draw(
             f"--dtype {settings.dtype}: {decoder.name} cannot be computed in it on {device} ({one_line(error, 200)}); "
             f"use --dtype {_other_precision(settings.dtype)}"
         ) from error
+    except ValueError as error:
+        raise SettingsError(f"{decoder.name}: its pipeline refuses the settings ({one_line(error)})") from error
     if not np.isfinite(output.images).all():
         raise InputError(
             f"the pictures are not finite in {settings.dtype}; use --dtype {_other_precision(settings.dtype)}"
@@ -200,7 +226,7 @@ def _stopped_by_user(output: str, in_folder: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if in_folder:
+        if in_folder and os.path.isdir(output):
             number = sum(name.endswith(".png") for name in os.listdir(output))
             raise Interrupted(
                 f"stopped; {output} has {number} pictures. The same command needs an empty folder, and starts again"

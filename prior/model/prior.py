@@ -27,7 +27,7 @@ from ..sampling.settings import MAX_SEED, GuidanceName, NormName, SamplerName, S
 from .config import PriorConfig, check_sampling
 from .empty import set_empty_text
 from .norms import convert_norms, default_norm, require_raw
-from .text_encoder import find_text_encoder
+from .text_encoder import encode_empty_inputs, find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
@@ -328,6 +328,23 @@ class Prior:
         if self._null.is_constant:
             return None
         return null_prefix(self.network, condition.text_embed, condition.token_states)
+
+    def zero_image_embed(self) -> torch.Tensor:
+        """Return the raw embedding `[D]` that the prior's CLIP model gives an image of zeros.
+
+        Kandinsky's decoders take it as the negative embedding. If the prior does not store it, it is computed.
+
+        Raises:
+            InputError: it is not stored, and the prior's CLIP model is unknown or cannot be loaded.
+        """
+        if self.empty is None:
+            if not self.config.clip_settings:
+                raise InputError(
+                    "this prior does not store its CLIP's embedding of an image of zeros, nor does it name its CLIP; "
+                    "convert it with --clip and --clip-pretrained"
+                )
+            self.empty = encode_empty_inputs(self.config.clip_settings, self.config.clip)
+        return torch.from_numpy(self.empty.image_embed)
 
     def _encode_empty_text(self) -> None:
         """Give the network the encoding of the empty text, computed with the prior's CLIP model."""

@@ -95,8 +95,10 @@ def test_the_output_is_a_grid_or_a_folder(tmp_path: Path) -> None:
 
 def test_a_grid_that_no_program_would_open_is_refused_with_a_number_that_fits() -> None:
     check_grid("a.png", 250, 512)
-    with pytest.raises(SettingsError, match="a grid of 1,000 pictures is too large") as error:
+    with pytest.raises(SettingsError, match="a grid of 1,000 pictures of 512 x 512 pixels is too large") as error:
         check_grid("a.png", 1000, 512)
     fitting = int(str(error.value).split("about ")[1].split()[0])
     assert fitting > 200
     check_grid("a.png", fitting, 512)
+    with pytest.raises(SettingsError, match=r"too large for one PNG; give a folder: --output pictures/$"):
+        check_grid("a.png", 1, 10_000)

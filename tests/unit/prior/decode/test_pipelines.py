@@ -61,13 +61,16 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    refused("karlo", "nobody/nothing", "--pipeline nobody/nothing: cannot be loaded (")
+    refused("karlo", "nobody/nothing", "--pipeline nobody/nothing: cannot be loaded (the hub cannot be reached: ")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
-def test_a_damaged_folder_is_named(tiny_decoder: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_damaged_folder_is_named(
+    tiny_decoder: Callable[[str], str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     refused("karlo", tmp_path, "it has no model_index.json; give the folder that save_pretrained")
     copy = shutil.copytree(tiny_decoder("kandinsky-2.2"), tmp_path / "copy")
+    capfd.readouterr()
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     refused("kandinsky-2.2", copy, f"--pipeline {copy}: cannot be loaded (")
@@ -75,6 +78,7 @@ def test_a_damaged_folder_is_named(tiny_decoder: Callable[[str], str], tmp_path:
     refused("kandinsky-2.2", copy, f"--pipeline {copy}: cannot be loaded (")
     (copy / "model_index.json").write_text("{")
     refused("kandinsky-2.2", copy, f"--pipeline {copy}: cannot be loaded (")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_no_code_of_a_pipeline_is_run(tiny_decoder: Callable[[str], str], tmp_path: Path) -> None:

@@ -238,6 +238,40 @@ def test_what_does_not_fit_the_pipeline_is_named(
 
 
 @drawing
+def test_a_setting_that_only_the_pipeline_refuses_is_no_bug_of_priorkit(
+    tiny_decoder: Callable[[str], str], ip_adapter: Path, tmp_path: Path
+) -> None:
+    write_embeds(tmp_path / "a.safetensors", "kandinsky-2.2")
+    given = settings("kandinsky-2.2", ip_adapter, steps=5000)
+    with pytest.raises(SettingsError, match=r"kandinsky-2\.2: its pipeline refuses the settings \(.*5000"):
+        decode(str(tmp_path / "a.safetensors"), tiny_decoder("kandinsky-2.2"), f"{tmp_path}/a.png", given)
+
+
+@drawing
+def test_pictures_that_a_safety_checker_withholds_are_counted(
+    tiny_decoder: Callable[[str], str], ip_adapter: Path, tmp_path: Path
+) -> None:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16,
+        "intermediate_size": 37,
+    }  # fmt: skip
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    checker.concept_embeds_weights.data.fill_(-10)  # finds every concept in every picture
+    pipeline = Direct(tiny_decoder("ip-adapter"), "ip-adapter", ip_adapter).pipeline
+    pipeline.unload_ip_adapter()
+    pipeline.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor(size=32, crop_size=32))
+    pipeline.save_pretrained(tmp_path / "decoder")
+    write_embeds(tmp_path / "a.safetensors", "ip-adapter", rows=2)
+    given = settings("ip-adapter", ip_adapter)
+    done = decode(str(tmp_path / "a.safetensors"), str(tmp_path / "decoder"), f"{tmp_path}/pictures/", given)
+    assert done.notes == ["2 pictures are black, because the pipeline's safety checker withheld them"]
+    assert [int(picture.max()) for picture in read(tmp_path / "pictures")] == [0, 0]
+
+
+@drawing
 def test_pictures_that_are_not_finite_are_refused(
     tiny_decoder: Callable[[str], str], ip_adapter: Path, tmp_path: Path
 ) -> None:
