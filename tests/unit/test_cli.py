@@ -32,8 +32,8 @@ from priorkit.recipes.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
-    "download", "embed", "adopt", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "run",
-    "status", "demo", "doctor",
+    "download", "embed", "adopt", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "export",
+    "run", "status", "demo", "doctor",
 ]  # fmt: skip
 FOLDERS = FolderSettings()
 
@@ -80,6 +80,9 @@ DEFAULTS = {
     ("sample", "guidance"): SampleSettings().guidance,
     ("sample", "weights"): "ema",
     ("convert", "weights"): "ema",
+    ("export", "format"): "diffusers",
+    ("export", "dtype"): "float32",
+    ("export", "weights"): "ema",
     ("evaluate", "workers"): "this process",
     ("run", "start"): "the recipe's",
     ("run", "until"): "evaluate",
