@@ -21,7 +21,7 @@ from ..model.settings import WeightsName
 from ..network.function_version import FunctionVersion
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .dalle2_weights import export_weights, import_prior, trainer_checkpoint
-from .diffusers.load import find_transformer, load_transformer
+from .diffusers.load import find_transformer, is_transformer, load_transformer
 from .pth import read_pth
 from .pth_weights import choose_weights, stored_version
 
@@ -104,7 +104,8 @@ def convert(
         clip: CLIP model for a source `.pth` or folder of diffusers, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists and `overwrite` is False, or it is the folder of a training run.
+        FolderError: the destination exists and `overwrite` is False, or it is the folder of a training run or of
+            diffusers.
         InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
@@ -259,11 +260,14 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a prior to a priorkit folder.
 
     Raises:
-        FolderError: the folder belongs to a training run, or it already contains a prior and `overwrite` is False.
+        FolderError: the folder belongs to a training run or to diffusers, or it already contains a prior and
+            `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
         raise FolderError(f"{destination} is the folder of a training; choose another")
+    if is_transformer(store):
+        raise FolderError(f"{destination} is a folder of diffusers; choose another")
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")

@@ -92,7 +92,7 @@ def prior_fingerprint(prior: Prior) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(prior_tensors(prior.network, prior.normaliser).items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

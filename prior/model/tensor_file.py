@@ -74,20 +74,24 @@ class TensorFile:
         Raises:
             InputError: a tensor has another dtype, contains NaN or infinity, or is cut off.
         """
+        converted = [entry for entry in (self.entries[name] for name in names) if entry.dtype != "F32"]
+        # one buffer for all tensors, because freed buffers of many sizes would leave gaps in memory
+        buffer = torch.empty(max((entry.end - entry.start for entry in converted), default=0), dtype=torch.uint8)
         tensors = {}
         with self._store.open(self._name) as file:
             for name in sorted(names, key=lambda name: self.entries[name].start):
-                tensors[name] = self._read_one(file, name)
+                tensors[name] = self._read_one(file, name, buffer)
         return tensors
 
-    def _read_one(self, file: BinaryIO, name: str) -> torch.Tensor:
+    def _read_one(self, file: BinaryIO, name: str, buffer: torch.Tensor) -> torch.Tensor:
         entry = self.entries[name]
         if entry.dtype not in _DTYPES:
             raise InputError(f"{self.source}: {name} is {entry.dtype}, and {', '.join(_DTYPES)} can be read")
-        data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        size = entry.end - entry.start
+        data = torch.empty(size, dtype=torch.uint8) if entry.dtype == "F32" else buffer[:size]
         file.seek(entry.start)
         view, done = data.numpy().data, 0
-        while done < len(view):
+        while done < size:
             read = file.readinto(view[done : done + _BLOCK_BYTES])  # type: ignore[attr-defined]
             if not read:
                 raise InputError(f"{self.source}: {name} is cut off; copy the file again")

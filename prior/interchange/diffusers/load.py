@@ -68,6 +68,20 @@ def find_transformer(path: str) -> TransformerFolder | None:
     )
 
 
+def transformer_files(folder: TransformerFolder) -> list[str]:
+    """Return the names of the files that determine the prior's network, relative to `folder.store`.
+
+    Raises:
+        InputError: there are no weights, or the list of their parts is damaged.
+    """
+    return [CONFIG_NAME, *_weight_names(folder.store)]
+
+
+def is_transformer(store: Store) -> bool:
+    """Return True if a folder contains a model of diffusers, of any class."""
+    return "_class_name" in (_read_json(store, CONFIG_NAME) or {})
+
+
 def _find_scheduler(store: Store) -> tuple[dict[str, Any] | None, str]:
     """Return the scheduler config of a pipeline's prior, or None, and the file's name."""
     for name in _SCHEDULER_FOLDERS:
