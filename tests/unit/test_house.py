@@ -520,7 +520,7 @@ for words in asked:
 print(json.dumps([len(asked), sorted({name.split(".")[0] for name in sys.modules})]))
 """
     asked, loaded = run_python(code)
-    assert asked == 23  # the root, seventeen commands, the group of recipes and its four
+    assert asked == 22  # the root, sixteen commands, the group of recipes and its four
     heavy = {"torch", "ray", "open_clip", "img2dataset", "pyarrow", "numpy", "embedding_reader", "diffusers"}
     assert heavy.isdisjoint(loaded)
 
