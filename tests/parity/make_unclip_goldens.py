@@ -5,7 +5,8 @@
 The file holds, for each config NAME of `CONFIGS`:
 
 - `NAME/weights/...`: the state_dict of diffusers' `PriorTransformer`
-- `NAME/text_embed [B, S]`, `NAME/token_states [B, T, D]` padded with zeros, `NAME/timesteps [B]`, `NAME/noise [8, B, D]`
+- `NAME/text_embed [B, S]`, `NAME/token_states [B, T, D]` padded with zeros
+- `NAME/timesteps [B]`, `NAME/noise [8, B, D]`
 - `NAME/empty_text_embed [S]`, `NAME/empty_token_states [T', D]`
 - `NAME/prediction [B, D]`: the network's output for the first noise
 - `NAME/sample [B, D]`: the image embeddings after 7 steps of `UnCLIPScheduler` at guidance scale 4

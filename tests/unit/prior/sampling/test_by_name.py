@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, get_args
 
 import pytest
@@ -61,4 +62,4 @@ def test_steps_out_of_range_are_refused(name: Any, steps: int, message: str) -> 
 def test_every_timestep_is_visited_once(name: Any, steps: int) -> None:
     grid = timestep_grid(name, 1000, steps, None)
     assert grid[-1] == 0
-    assert all(before > after for before, after in zip(grid, grid[1:], strict=False))
+    assert all(before > after for before, after in itertools.pairwise(grid))
