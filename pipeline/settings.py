@@ -271,8 +271,9 @@ def _unknown_key(
     suggestion = suggest(path, [*elsewhere, *_paths(owner, section)])
     having = [_selection(member) for member in members if path[-1] in member.model_fields]
     if having:
-        suggestion = f"{' and '.join(having)} has it" + (f"; {suggestion}" if suggestion else "")
-    return f"unknown key with {_selection(owner)}; {suggestion or _listed(owner)}"
+        more = f"; {suggestion}" if suggestion else ""
+        return f"unknown key with {_selection(owner)}; {' and '.join(having)} has it{more}"
+    return f"unknown key; {suggestion or _listed(owner)}"
 
 
 def _selection(member: type[Settings]) -> str:

@@ -67,13 +67,13 @@ def test_an_unknown_family_is_named_with_the_known_ones(family: Any) -> None:
         ),
         (
             {"family": "prior-transformer", "num_layer": 3},
-            "num_layer: unknown key with family=prior-transformer; did you mean 'num_layers'?",
+            "num_layer: unknown key; did you mean 'num_layers'?",
         ),
         (
             {"family": "prior-transformer", "widht": 3},
-            "widht: unknown key with family=prior-transformer; known keys: attention_head_dim, dropout, ",
+            "widht: unknown key; known keys: attention_head_dim, dropout, ",
         ),
-        ({"famly": "prior-transformer"}, "famly: unknown key with family=causal-transformer; did you mean 'family'?"),
+        ({"famly": "prior-transformer"}, "famly: unknown key; did you mean 'family'?"),
         ({"family": "prior-transformer", "num_layers": 0}, "num_layers: Input should be greater than or equal to 1"),
         ({"family": "prior-transformer", "num_layers": "x"}, "num_layers: Input should be a valid integer, unable to"),
         ({"family": "prior-transformer", "norm_in_type": "rms"}, "norm_in_type: Input should be 'layer' (got 'rms')"),
