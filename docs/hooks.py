@@ -62,8 +62,9 @@ def settings_page() -> str:
             if not settings_kinds(info.annotation):
                 default = "" if info.is_required() else f" = `{_shown(info.get_default(call_default_factory=True))}`"
                 text = " ".join((info.description or "").split())
-                words = [word for word in _words(info.annotation) if f"`{word}`" not in text]
-                allowed = f" One of {', '.join(f'`{word}`' for word in _words(info.annotation))}." if words else ""
+                words = _words(info.annotation)
+                unnamed = len(words) > 1 and any(f"`{word}`" not in text for word in words)
+                allowed = f" One of {', '.join(f'`{word}`' for word in words)}." if unnamed else ""
                 lines += ["", f"`{field}`{default}", f":   {text}{allowed}"]
     return "\n".join(lines) + "\n"
 
