@@ -14,10 +14,15 @@ import pytest
 import safetensors.numpy
 import torch
 
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.interchange.load import load_prior
+from priorkit.prior.model.config import NormStatistics
+from priorkit.prior.model.folder import save_prior
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.model.text_encoder import encode_empty_inputs
 
+from ..raw_priors import make_raw_config, make_raw_prior
 from .running import FAST, good, refused, run, write_prior
 
 
@@ -226,3 +231,85 @@ def test_the_array_may_be_remote(here: Path) -> None:
     assert np.load(here / "samples.npy").shape == (2, 16)
     good("sample", "prior", "--prompts", "memory://s/a.txt", *FAST)
     assert np.load(here / "samples.npy").shape == (1, 16)
+
+
+# norms and consumers
+
+
+@pytest.fixture
+def raw_prior(here: Path, tiny_clip: Path) -> Prior:
+    """A prior of the family `prior-transformer` in the folder `raw`, which stores the CLIP's empty inputs."""
+    clip = {"model": f"local-dir:{tiny_clip}", "pretrained": None}
+    config = make_raw_config({"num_embeddings": 77}, embed_dim=16, text_dim=16, token_width=16, clip_settings=clip)
+    prior = make_raw_prior(config, encode_empty_inputs(clip, {}))
+    save_prior(Store("raw").create, config, prior.network, prior.normaliser, prior.empty)
+    return prior
+
+
+@pytest.mark.parametrize("norm", [None, "raw", "unit"])
+def test_norms(norm: Any, raw_prior: Prior) -> None:
+    options = () if norm is None else ("--norm", norm)
+    shown = good("sample", "raw", "a red square", "--sampler", "unclip", *options, *FAST).stdout
+    assert "wrote samples.npy: float32 [1, 16]" in shown
+    expected = raw_prior.sample(["a red square"], sampler="unclip", steps=3, num_candidates=2, norm=norm)
+    np.testing.assert_allclose(np.load("samples.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert (abs(np.linalg.norm(np.load("samples.npy")) - 1) < 1e-5) == (norm == "unit")
+
+
+def test_a_negative_prompt(raw_prior: Prior) -> None:
+    options = ("--guidance-scale", "3", "--negative-prompt", "blurred")
+    good("sample", "raw", "a red square", *options, *FAST)
+    expected = raw_prior.sample(
+        ["a red square"], steps=3, num_candidates=2, guidance_scale=3.0, negative_prompt="blurred"
+    )
+    np.testing.assert_allclose(np.load("samples.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert "negative_prompt has no effect with guidance_scale=1" in refused(
+        "sample", "raw", "a", "--negative-prompt", "x", *FAST
+    )
+
+
+def large_unit_prior(pretrained: str = "openai") -> None:
+    """A prior of size 768 in the folder `large`, which predicts no norms, and texts for it in `texts.npy`."""
+    write_prior(
+        Path("large"), {"model": "ViT-L-14", "pretrained": pretrained}, embed_dim=768,
+        image_norm=NormStatistics(mean=20.0, std=2.0),
+    )  # fmt: skip
+    np.save("texts.npy", np.random.default_rng(0).standard_normal((2, 768)).astype(np.float32))
+
+
+def test_a_unit_prior_for_a_decoder_has_a_warning(here: Path) -> None:
+    large_unit_prior()
+    result = good("sample", "large", "--embeddings", "texts.npy", "--for", "karlo", "--output", "a.safetensors", *FAST)
+    shown = " ".join(result.output.split())
+    assert "this prior predicts no norms: all samples get the mean norm of its training images, 20;" in shown
+    assert "pictures of karlo change by about 8% if a norm is 10% off" in shown
+    found = safetensors.numpy.load_file("a.safetensors")["image_embed"]
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 20.0, rtol=1e-5)
+    result = good("sample", "large", "--embeddings", "texts.npy", "--for", "clip-retrieval", *FAST)
+    assert "predicts no norms" not in " ".join(result.output.split())
+    np.testing.assert_allclose(np.linalg.norm(np.load("samples.npy"), axis=-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--for", "sdxl"), "--for sdxl: known are kandinsky-2.2, kandinsky-2.1, karlo, stable-unclip, ip-adapter, "),
+        (("--for", "karlo"), "--output samples.npy: a file for karlo also holds the norm and the CLIP; end it with"),
+        (("--for", "kandinsky-2.2"), "it takes embeddings of the CLIP ViT-bigG-14 (laion2b_s39b_b160k, size 1280)"),
+        (("--for", "clip-retrieval", "--norm", "raw"), "--norm raw: clip-retrieval takes embeddings of norm unit"),
+        (("--for", "karlo", "--guidance-scale", "2", "--negative-prompt", "x"), "karlo takes no embedding of one"),
+        (("--norm", "sphere"), "norm='sphere': known are unit and raw"),
+        (("--sampler", "one-step"), "steps=3: one-step samples this prior in 1 step: set steps=1"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(options: tuple[str, ...], message: str, here: Path) -> None:
+    large_unit_prior()
+    assert message in refused("sample", "large", "--embeddings", "texts.npy", *options, *FAST)
+    assert not Path("samples.npy").exists()
+
+
+def test_another_clip_of_the_same_size_is_refused(here: Path) -> None:
+    large_unit_prior("laion2b_s32b_b82k")
+    options = ("--for", "karlo", "--output", "a.safetensors")
+    message = "it takes embeddings of the CLIP ViT-L-14 (openai, size 768), and this prior's is ViT-L-14"
+    assert message in refused("sample", "large", "--embeddings", "texts.npy", *options, *FAST)
