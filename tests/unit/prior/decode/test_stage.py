@@ -16,7 +16,7 @@ from priorkit.pipeline.errors import InputError, Interrupted, SettingsError
 from priorkit.prior.decode.settings import DecodeSettings
 from priorkit.prior.decode.stage import decode
 
-from ....tiny_decoders import TARGETS, write_embeds
+from ....tiny_decoders import TARGETS, write_embeds, write_ip_adapter
 
 SIZES = {target: 64 if target.startswith("kandinsky") else 32 for target in TARGETS}
 STEPS = 2
@@ -175,6 +175,24 @@ def test_an_ip_adapter_draws_one_at_a_time_because_its_pipeline_mixes_a_batch(
     (alone,) = direct.draw(tensors, slice(0, 1))
     together = direct.draw(tensors, slice(0, 2))
     assert np.abs(alone.astype(int) - together[0]).max() > 20
+
+
+@drawing
+def test_an_ip_adapter_may_be_one_of_stable_diffusion_xl(tiny_decoder: Callable[[str], str], tmp_path: Path) -> None:
+    import diffusers
+
+    folder, adapter = tiny_decoder("xl"), write_ip_adapter(tmp_path / "xl.safetensors", xl=True)
+    tensors = write_embeds(tmp_path / "a.safetensors", "ip-adapter", rows=1)
+    decode(str(tmp_path / "a.safetensors"), folder, f"{tmp_path}/pictures/", settings("ip-adapter", adapter))
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name="xl.safetensors", image_encoder_folder=None)
+    embeds = torch.cat([tensors["negative_image_embed"], tensors["image_embed"]])
+    generator = torch.Generator().manual_seed(0)
+    (expected,) = pipeline(
+        "", ip_adapter_image_embeds=[embeds], generator=generator, num_inference_steps=STEPS, height=32, width=32
+    ).images
+    (found,) = read(tmp_path / "pictures")
+    assert np.array_equal(found, np.asarray(expected))
 
 
 @drawing
