@@ -117,7 +117,8 @@ def check_target(target: Target, config: PriorConfig) -> list[str]:
         notes.append(
             f"this prior predicts no norms: all samples get the mean norm of its training images, {norm.mean:.3g}; "
             f"their norms vary by {norm.std / norm.mean:.0%}; pictures of {target.name} change by about "
-            f"{target.change:.0f}% if a norm is 10% off. A prior with train.diffusion.normaliser=clip_stats predicts norms"
+            f"{target.change:.0f}% if a norm is 10% off. A prior with train.diffusion.normaliser=clip_stats predicts "
+            "norms"
         )
     return notes
 
