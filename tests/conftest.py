@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 import threading
@@ -38,6 +39,8 @@ from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed
 
 from .integration.decoder_server import DecoderServer
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # processes that tests start inherit it; nohup makes them ignore SIGHUP
 
 TINY_CLIP_CONFIG = {
     "model_cfg": {
