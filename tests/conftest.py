@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer.testing
 from PIL import Image
 
 from priorkit.pipeline.clip.settings import ClipSettings
@@ -52,6 +53,9 @@ TINY_CLIP_CONFIG = {
 for _name in ("http_proxy", "https_proxy", "all_proxy"):  # servers of the tests are on this machine
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+os.fsync = lambda file: None  # each call waits milliseconds for the disk, and no test ends with a power failure
+typer.testing._get_command = functools.cache(typer.main.get_command)  # takes 30 ms, and `CliRunner` calls it every time
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 
