@@ -1,6 +1,7 @@
 """Real parts on a small scale: an HTTP server, image files, a CLIP with random weights, and folders of each stage."""
 
 # ruff: noqa: E402
+# The process that distributes tests to others imports this module first, so fixtures import what takes seconds.
 from __future__ import annotations
 
 import gc
@@ -28,16 +29,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import typer.testing
 from PIL import Image
 
 from priorkit.pipeline.clip.settings import ClipSettings
-from priorkit.pipeline.download.decoding import decoders
 from priorkit.pipeline.download.settings import DownloadSettings
-from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed.settings import EmbedSettings
-from priorkit.pipeline.embed.stage import embed
 
 from .integration.decoder_server import DecoderServer
 
@@ -113,6 +110,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """One thread is fastest for tiny tensors, and makes every sum the same."""
+    import torch
+
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
@@ -128,6 +127,8 @@ def decoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder
 @pytest.fixture(scope="module", autouse=True)
 def forked_decoders(decoder_server: DecoderServer) -> Iterator[None]:
     """Fork the decoder processes of downloads in this process, instead of starting an interpreter for each."""
+    from priorkit.pipeline.download.decoding import decoders
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoders, "subprocess", types.SimpleNamespace(Popen=decoder_server.popen))
         yield
@@ -138,6 +139,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an open_clip model of random weights, as `local-dir:` takes it."""
     import open_clip
     import safetensors.torch
+    import torch
 
     folder = tmp_path_factory.mktemp("tiny_clip")
     torch.manual_seed(0)
@@ -279,6 +281,8 @@ class SharedFolders:
     made: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     def images(self, settings: DownloadSettings) -> Path:
+        from priorkit.pipeline.download.stage import download
+
         def make(folder: Path) -> None:
             with serving_folder(folder.with_name("served")) as server:
                 download(str(write_list(server, folder.parent).path), str(folder), settings)
@@ -286,6 +290,8 @@ class SharedFolders:
         return self._make("images", settings.model_dump_json(), make)
 
     def embeddings(self, images: DownloadSettings, settings: EmbedSettings) -> Path:
+        from priorkit.pipeline.embed.stage import embed
+
         def make(folder: Path) -> None:
             embed(str(self.images(images)), str(folder), settings)
 
@@ -317,6 +323,8 @@ def images_folder(
 
     It is a copy of a shared folder, unless the test asks for the list.
     """
+    from priorkit.pipeline.download.stage import download
+
     folder = tmp_path / "images"
     if asks_for_the_list(request):
         download(str(request.getfixturevalue("url_list").path), str(folder), download_settings)
@@ -331,6 +339,8 @@ def embeddings_folder(
     download_settings: DownloadSettings, embed_settings: EmbedSettings, tmp_path: Path,
 ) -> Path:  # fmt: skip
     """Folder that `embed` made from `images_folder`, with 4 shards and 60 rows; see there for copies."""
+    from priorkit.pipeline.embed.stage import embed
+
     folder = tmp_path / "embeddings"
     if asks_for_the_list(request):
         embed(str(images_folder), str(folder), embed_settings)
