@@ -53,7 +53,8 @@ for _name in ("http_proxy", "https_proxy", "all_proxy"):  # servers of the tests
     os.environ.pop(_name.upper(), None)
 
 os.fsync = lambda file: None  # each call waits milliseconds for the disk, and no test ends with a power failure
-typer.testing._get_command = functools.cache(typer.main.get_command)  # takes 30 ms, and `CliRunner` calls it every time
+# takes 30 ms, and `CliRunner` calls it every time
+typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 
