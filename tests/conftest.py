@@ -14,6 +14,7 @@ import functools
 import http.server
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -94,9 +95,15 @@ def share_vocabularies(tokenizer: Any) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude modules and tests from garbage collection, which takes a tenth of a second for each pass over them."""
+    """Avoid work that would be repeated for each test.
+
+    Modules and tests are excluded from garbage collection, which takes a tenth of a second for each pass over them.
+    """
     if "open_clip" in sys.modules:
         share_vocabularies(sys.modules["open_clip"].SimpleTokenizer)
+    for logger in logging.getLogger().manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True  # pytest adds its handlers to each logger that does not, three times for each test
     gc.freeze()
     gc.enable()
 
