@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .pipeline.read.settings import ReadSettings
     from .prior.evaluate.settings import EvaluateSettings, SweepSettings
     from .prior.evaluate.stage import evaluate
+    from .prior.interchange.export import export
     from .prior.interchange.load import convert, load_prior
     from .prior.model.prior import Prior
     from .prior.network.settings import NetworkSettings
@@ -50,6 +51,7 @@ _MODULES = {
     ".pipeline.read.settings": ("ReadSettings",),
     ".prior.evaluate.settings": ("EvaluateSettings", "SweepSettings"),
     ".prior.evaluate.stage": ("evaluate",),
+    ".prior.interchange.export": ("export",),
     ".prior.interchange.load": ("convert", "load_prior"),
     ".prior.model.prior": ("Prior",),
     ".prior.network.settings": ("NetworkSettings",),
@@ -96,6 +98,7 @@ __all__ = [
     "download",
     "embed",
     "evaluate",
+    "export",
     "load_prior",
     "load_recipe",
     "read_embeddings",

@@ -17,6 +17,7 @@ from .pipeline.display import streams
 from .prior.commands.compare import compare
 from .prior.commands.convert import convert
 from .prior.commands.decode import decode
+from .prior.commands.export import export
 from .prior.commands.report import report
 from .prior.commands.sample import sample
 from .recipes.commands.demo import demo
@@ -47,6 +48,7 @@ for command in (
     sample,
     decode,
     convert,
+    export,
     run,
     status,
     demo,

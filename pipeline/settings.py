@@ -20,6 +20,8 @@ from .yaml_text import PlainScalar, YamlMapping, read_yaml
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
+UNKNOWN_CHOICE = "unknown_choice"
+"""Type of the error for a value of a selector field that selects no class; see `Settings.selector`."""
 _MAX_PROBLEMS = 3
 """Maximum number of problems that a message describes. Further problems are only counted."""
 _MAX_KEYS = 8
@@ -35,6 +37,8 @@ class Settings(BaseModel):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields that affect where or how fast a stage runs, but never its output."""
+    selector: ClassVar[str | None] = None
+    """Name of the field that selects this class, for a setting that may have one of several classes."""
     later_fields: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields that earlier versions lack.
 
@@ -137,8 +141,14 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _settings_kind(kinds: Sequence[Any]) -> type[Settings] | None:
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+def settings_kinds(annotation: Any) -> list[type[Settings]]:
+    """Return the settings classes that a type annotation allows. There are several only if a `selector` tells them
+    apart."""
+    return _settings_among(list(_kinds(annotation)))
+
+
+def _settings_among(kinds: Sequence[Any]) -> list[type[Settings]]:
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
 
 
 def _typed(kinds: Sequence[Any], value: Any) -> Any:
@@ -160,14 +170,16 @@ def _typed(kinds: Sequence[Any], value: Any) -> Any:
         return [_typed(inner, item) for item in value]
     if not isinstance(value, dict):
         return value
-    cls = _settings_kind(kinds)
-    fields = {} if cls is None else {name: list(_kinds(f.annotation)) for name, f in cls.model_fields.items()}
+    fields: dict[str, list[Any]] = {}
+    for cls in _settings_among(kinds):
+        for name, field in cls.model_fields.items():
+            fields.setdefault(name, []).extend(_kinds(field.annotation))
     entries = next((get_args(kind)[1:] for kind in kinds if get_origin(kind) is dict), ())
     others = [kind for entry in entries for kind in _kinds(entry)]
     typed = {}
     for name, item in value.items():
         wanted = fields.get(name, others) if isinstance(name, str) else others
-        left_empty = item is None and isinstance(value, YamlMapping) and _settings_kind(wanted) is not None
+        left_empty = item is None and isinstance(value, YamlMapping) and _settings_among(wanted)
         if not left_empty or type(None) in wanted:
             typed[name] = _typed(wanted, item)
     return typed
@@ -197,8 +209,7 @@ def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[s
     """Yield the path of every setting and section of a settings class, as a tuple of names, outermost section first."""
     for name, field in cls.model_fields.items():
         yield (*outer, name)
-        inner = _settings_kind(list(_kinds(field.annotation)))
-        if inner is not None:
+        for inner in settings_kinds(field.annotation):
             yield from _paths(inner, (*outer, name))
 
 
@@ -218,10 +229,14 @@ def _describe(
     """
     path: list[str] = []
     owner: type[Settings] | None = cls
+    members: list[type[Settings]] = []
     for part in problem["loc"]:
         if owner is not None and part in owner.model_fields:
             path.append(str(part))
-            owner = _settings_kind(list(_kinds(owner.model_fields[part].annotation)))
+            members = settings_kinds(owner.model_fields[part].annotation)
+            owner = members[0] if members else None
+        elif chosen := [member for member in members if _selects(member, part)]:
+            owner = chosen[0]
         elif isinstance(part, int) or problem["type"] == "extra_forbidden" or owner is cls:
             path.append(str(part))  # other parts name a union member, which is meaningless to users
     name = _cut(".".join(path)) or "settings"
@@ -232,8 +247,15 @@ def _describe(
     if problem["type"] == "model_type":
         message = "expected a section, that is keys with values"
     value = problem["input"]
+    if problem["type"] == UNKNOWN_CHOICE and owner is not None and owner.selector is not None:
+        name, value = f"{name}.{owner.selector}", value.get(owner.selector)
     value_is_known = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
     return name, message if value_is_known else f"{message} (got {_shown(value)})"
+
+
+def _selects(member: type[Settings], value: Any) -> bool:
+    """Return True if `value` of the selector field selects this class among several; see `Settings.selector`."""
+    return member.selector is not None and member.model_fields[member.selector].default == value
 
 
 def _listed(owner: type[Settings]) -> str:

@@ -305,10 +305,10 @@ def _check_data(recipe: Recipe, first: StageName, until: StageName, *, limit: in
     from ..pipeline.embed.stage import embed_manifest
 
     train = recipe.train
-    if train.network.max_text_len and train.text_condition != "online" and not recipe.embed.token_states:
+    if train.network.max_token_states and train.text_condition != "online" and not recipe.embed.token_states:
         raise SettingsError(
-            f"train.network.max_text_len={train.network.max_text_len} needs embed.token_states=true, so that there are "
-            "token states to train on; or train.text_condition=online"
+            f"train.network takes up to {train.network.max_token_states} token states: set embed.token_states=true, so "
+            "that there are some to train on; or train.text_condition=online"
         )
     if until != "download":
         check_clip(recipe.embed.clip)
@@ -377,7 +377,7 @@ def _check_evaluation(recipe: Recipe, first: StageName, *, overwrite: bool) -> N
             raise SettingsError(
                 f"evaluate.sample.steps={steps} is more than train.diffusion.timesteps={timesteps}; lower it"
             )
-        check_sampling(train.network, train.network.max_text_len > 0, train.diffusion, variant.sample)
+        check_sampling(train.network, train.network.max_token_states > 0, train.diffusion, variant.sample)
     for split in recipe.evaluate.splits:
         if getattr(recipe.read, f"{split}_fraction") == 0:
             raise SettingsError(f"evaluate.splits: {split} has no rows, since read.{split}_fraction=0; raise that")

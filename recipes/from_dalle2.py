@@ -13,7 +13,13 @@ from typing import Any
 
 from ..pipeline.errors import InputError, SettingsError
 from ..pipeline.settings import Settings, parse_settings
-from ..prior.interchange.dalle2_settings import DiffusionConfig, NetworkConfig, parse_config, to_prior_config
+from ..prior.interchange.dalle2_settings import (
+    DiffusionConfig,
+    NetworkConfig,
+    causal_network,
+    parse_config,
+    to_prior_config,
+)
 from ..prior.interchange.load import read_config
 from ..prior.network.function_version import LATEST_FUNCTION, FunctionVersion
 from .recipe import Recipe
@@ -152,7 +158,8 @@ def _prior(prior: dict[str, Any], keys: _Keys, config: str) -> tuple[dict[str, A
     converted = to_prior_config(parse_config(known, config), FunctionVersion.parse(LATEST_FUNCTION), config)
     without = {"net", "clip", "image_size", "image_channels", "sample_timesteps", "clip_adapter_overrides"}
     keys.use("prior", [name for name in known if name not in without])
-    size = {"width": converted.network.width, "depth": converted.network.depth, "heads": converted.network.heads}
+    shape = causal_network(converted)
+    size = {"width": shape.width, "depth": shape.depth, "heads": shape.heads}
     network = {**size, **_changed(converted.network)}
     notes = []
     takes_states = converted.token_width is not None

@@ -19,6 +19,7 @@ from ..contract.commit import ShardCommit
 from ..contract.hashing import HashingFile
 from ..contract.manifest import READ_BLOCK_ROWS, Manifest, ShardRecord
 from ..contract.storage import Store
+from ..contract.vectors.embeddings import NORM_COLUMNS
 from ..contract.vectors.rules import WORDS, judge_norms, row_norms
 from ..errors import InputError
 from .find import AdoptTask, FileSet
@@ -27,8 +28,6 @@ from .rows import MadeRows, TableColumns, TableRows, choose_columns
 from .settings import AdoptSettings
 from .vectors import block_rows, read_vectors, vector_fault
 
-NORM_COLUMNS = {"img_emb": "image_norm", "text_emb": "text_norm"}
-"""Metadata column with the norms before normalisation, by kind of embedding, as `embed` writes them."""
 INVALID = "invalid_embedding"
 """Outcome of rows that `skip_invalid` leaves out."""
 _FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..compute.device import require_device
+from ..contract.empty_inputs import EmptyInputs
 from ..contract.manifest import fingerprint
 from ..errors import InputError
 from .convert.load import LoadedClip
@@ -190,7 +191,8 @@ class ClipEncoder:
         torch.set_num_threads(settings.threads)
         loaded = _load(settings.clip, settings.dtype, settings.device)
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
-        self._pixels = Pixels(loaded.preprocess, _longer_side(self._model.visual.image_size), device, dtype)
+        self._image_options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._pixels = Pixels(loaded.preprocess, max(self._image_sides()), device, dtype)
         self._text = TextTower(self._model, device, settings.batch_size)
         self._text.probe(self._tokenizer(probe_captions()))
         if settings.token_states and self._text.token_width is None:
@@ -274,6 +276,27 @@ class ClipEncoder:
         passes = torch.split(pixels, _CPU_IMAGES) if pixels.is_cpu else [pixels]
         return torch.cat([torch.as_tensor(self._model.encode_image(images)) for images in passes]).float()
 
+    def encode_empty(self) -> EmptyInputs:
+        """Encode an image whose pixels are zero after preprocessing, and the empty text.
+
+        Token states are included whenever the text tower provides them. The embeddings are not normalised.
+
+        Raises:
+            InputError: the CLIP model gives NaN or infinity.
+        """
+        pixels = torch.zeros(1, 3, *self._image_sides(), **self._image_options)
+        text = self.encode_texts([""], token_states=self._text.token_width is not None)
+        encoded = {"image_embed": self.encode_pixels(pixels)[0], "text_embed": text.text_embed[0]}
+        if text.token_states is not None:
+            encoded["token_states"] = text.token_states
+        arrays = {name: value.cpu().numpy() for name, value in encoded.items()}
+        return EmptyInputs.from_tensors(arrays, "the CLIP model")
+
+    def _image_sides(self) -> tuple[int, int]:
+        """Return the height and the width of the image tower's input in pixels."""
+        size: int | tuple[int, int] = self._model.visual.image_size
+        return (size, size) if isinstance(size, int) else size
+
     def tokenize(self, captions: list[str]) -> torch.Tensor:
         """Convert B captions to tokens `[B, T]`, int64, where T is the context length.
 
@@ -290,10 +313,6 @@ class ClipEncoder:
         The result is the same as if the captions were passed to `encode_texts`.
         """
         return self._text.encode(tokens, token_states)
-
-
-def _longer_side(size: int | tuple[int, int]) -> int:
-    return size if isinstance(size, int) else max(size)
 
 
 def _load(settings: ClipSettings, dtype: str, device: str) -> LoadedClip:

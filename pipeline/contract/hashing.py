@@ -45,6 +45,11 @@ class HashingFile(io.RawIOBase):
         return FileRecord(self._bytes, self._digest.hexdigest())
 
 
+def hash_bytes(data: bytes) -> str:
+    """Return the SHA-256 of bytes as hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def hash_file(file: BinaryIO) -> str:
     """Return the SHA-256 of an open file as hexadecimal digits, reading it in 1 MiB blocks."""
     digest = hashlib.sha256()

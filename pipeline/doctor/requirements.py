@@ -36,7 +36,7 @@ _ZSTD = ("backports.zstd",) if sys.version_info < (3, 14) else ()
 
 CHAIN = {
     "download": (*_FOLDERS, "aiohttp", "brotli", "img2dataset", "numpy", "pillow", *_IMGHDR, *_ZSTD),
-    "embed": (*_FOLDERS, "numpy", "torch", *_CLIP, *_ZSTD),
+    "embed": (*_PRIOR, *_CLIP, *_ZSTD),
     "adopt": (*_FOLDERS, "embedding-reader", "numpy"),
     "train": _PRIOR,
     "evaluate": _PRIOR,

@@ -25,6 +25,7 @@ from ..compute.stage import (
 )
 from ..contract.arrow.parquet import open_parquet
 from ..contract.commit import StageFolder, check_stage, open_stage
+from ..contract.empty_inputs import FILE_NAME as EMPTY_INPUTS_NAME
 from ..contract.file_marks import Tell
 from ..contract.manifest import Manifest, ShardRecord, embedding_shard_name, fingerprint, pending_shards, read_manifest
 from ..contract.storage import Store
@@ -32,6 +33,7 @@ from ..contract.tar_samples import NOT_TOGETHER, NOT_TOGETHER_FIX
 from ..errors import FolderError, InputError
 from .clip_retrieval import check_settings
 from .clip_retrieval_package import require_package
+from .empty_inputs import store_empty_inputs
 from .engines import EmbedTask
 from .estimate import SHARD_BYTES, Measured, estimate_bytes, estimate_seconds, measure
 from .input_marks import RecordedInputs
@@ -89,6 +91,8 @@ def embed(
     manifest.input = {"shards": len(tasks)}
     inputs = {task.name: task.input for task in tasks}
     with open_stage(store, manifest, overwrite=overwrite) as folder:
+        if overwrite:
+            store.remove(EMPTY_INPUTS_NAME)
         pending = folder.pending(inputs)
         if pending:
             # with Ray, only workers use a GPU; the driver may not have one
@@ -104,11 +108,12 @@ def embed(
             progress,
             device,
         )
+        notes = store_empty_inputs(folder, settings, compute, required=bool(pending))
         read = [folder.manifest.shards[task.name].input for task in tasks]  # known only once all shards have been read
         folder.manifest.input["sha256"] = fingerprint(read)
         folder.describe()
     processed = sum(folder.manifest.shards[task.name].input_samples for task in tasks)
-    result = replace(_compare_counts(result, tasks, processed), notes=_notes(result.counts, recorded.moved))
+    result = replace(_compare_counts(result, tasks, processed), notes=[*_notes(result.counts, recorded.moved), *notes])
     diagnosis = "" if result.counts.get("success") else _first_failure(store, folder.manifest, result.counts)
     require_success(result, "an embedding", diagnosis)
     return result

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..compute.stage import ProgressCallback
 from ..contract.embedding_files import IN_PLACE_FILES, group_files, missing_kinds, recorded_files
+from ..contract.empty_inputs import read_empty_inputs
 from ..contract.manifest import Manifest, ShardRecord
 from ..contract.storage import TEMPORARY_SUFFIX, Store
 from ..contract.vectors.arrays import FileHeader, read_header
@@ -133,8 +134,15 @@ class RecordedEmbeddings:
             inspect_failures(self._store, inspection, failures, record.name, failed, inspection.add_problem)
 
     def finish(self) -> None:
-        """Report missing shards, then files that the manifest does not list, then findings about the whole folder."""
+        """Report missing shards, then files that the manifest does not list, then findings about the whole folder.
+
+        The file with the CLIP model's outputs for empty inputs is checked too, if the manifest lists it.
+        """
         inspection, manifest = self._inspection, self._manifest
+        try:
+            read_empty_inputs(self._store, manifest.about)
+        except InputError as error:
+            inspection.add_problem(str(error))
         planned = manifest.input.get("shards", 0)
         if len(manifest.shards) < planned:
             inspection.add_problem(

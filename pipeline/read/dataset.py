@@ -16,15 +16,17 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from ..contract.empty_inputs import EmptyInputs, read_empty_inputs
 from ..contract.file_marks import FileMark, Tell, content_fingerprint, identify, read_marks, to_json
 from ..contract.manifest import fingerprint
 from ..contract.storage import Store
+from ..contract.vectors.embeddings import NORM_COLUMNS
 from ..contract.vectors.rules import ROUNDED, WORDS, common_dtype, judge_norms, normalise_rows, row_fault, row_norms
 from ..errors import InputError
 from .cached_array import FOLDER, cached_array
 from .folder import open_folder
 from .groups import plan_group_splits
-from .metadata import join_tables
+from .metadata import has_unit_norms, join_tables, read_norms, shard_without_column
 from .settings import ReadSettings
 from .shards import EmbeddingShard
 from .shuffle import hash_key
@@ -33,6 +35,8 @@ from .visits import Blocks, Visits, find_shared_groups
 
 __all__ = ["SPLITS", "EmbeddingBatch", "EmbeddingDataset", "Split", "read_embeddings"]
 
+EmbeddingKind = Literal["img_emb", "text_emb"]
+"""Kind of embeddings: of images or of texts."""
 _MARKS_NAME = f"{FOLDER}/files.json"
 """Path, within an embeddings folder, of the file that caches the size, modification time and hash of each data file.
 
@@ -55,9 +59,10 @@ class EmbeddingBatch:
     rows: np.ndarray
     """Row numbers, `[B]` int64."""
     image_embed: np.ndarray
-    """`[B, D]` float32, L2-normalised."""
+    """`[B, D]` float32, L2-normalised unless `take` was called with `raw_image`."""
     text_embed: np.ndarray
-    """`[B, S]` float32, L2-normalised. Its size S equals D unless the two come from different models."""
+    """`[B, S]` float32, L2-normalised unless `take` was called with `raw_text`. Its size S equals D unless the two come
+    from different models."""
     token_states: np.ndarray | None
     """`[B, T, W]` float32, padded with zeros; None if not requested."""
 
@@ -97,6 +102,7 @@ class EmbeddingDataset:
         Image embeddings are counted under the key `image`, and text embeddings under `text`. An embedding that is
         read twice counts twice.
         """
+        self._norms: dict[str, np.ndarray] = {}
         self._known_files, self._hash_files, self._tell = known_files or {}, hash_files, tell
         self._folder = open_folder(self.store)
         self.shards = self._folder.shards
@@ -255,6 +261,67 @@ class EmbeddingDataset:
         return cached_array(self.store, f"group_ids_{self._mark()}", self.count, np.dtype(np.uint64), (), make)
 
     @functools.cached_property
+    def empty_inputs(self) -> EmptyInputs | None:
+        """Outputs of the CLIP model for a zero image and the empty text; None if the folder does not store them.
+
+        They are stored by `embed` with `embed.engine=native`. Run it again to add them to a folder that lacks them.
+
+        Raises:
+            InputError: the file that stores them is missing or damaged.
+        """
+        return read_empty_inputs(self.store, self._folder.about)
+
+    def has_norms(self, kind: EmbeddingKind) -> bool:
+        """Return True if the folder stores the norms that the embeddings of one kind had before normalisation."""
+        is_cached = self.store.size(f"{FOLDER}/{self._norms_name(kind)}.npy") is not None
+        return is_cached or not self._norms_fault(kind)
+
+    def norms(self, kind: EmbeddingKind) -> np.ndarray:
+        """Return the norm that each embedding had before normalisation: `[count]` float32. Cached in the folder.
+
+        The product of an embedding and its norm is the raw output of the CLIP model, apart from rounding to float16.
+
+        Args:
+            kind: `img_emb` or `text_emb`.
+
+        Raises:
+            InputError: the folder does not store the norms, or a norm is not a positive finite number.
+        """
+        if kind not in self._norms:
+            make = functools.partial(self._read_norms, kind)
+            name = self._norms_name(kind)
+            self._norms[kind] = cached_array(self.store, name, self.count, np.dtype(np.float32), (), make)
+        return self._norms[kind]
+
+    def _norms_name(self, kind: EmbeddingKind) -> str:
+        """Return the name of the cached array of norms."""
+        return f"{NORM_COLUMNS[kind]}_{self._mark()}"  # part of the disk format
+
+    def _read_norms(self, kind: EmbeddingKind) -> Iterator[np.ndarray]:
+        """Yield the norms of one kind of embeddings, block by block, after checking that they are known."""
+        if fault := self._norms_fault(kind):
+            raise InputError(
+                f"{self.store.url} stores no norms of its {WORDS[kind]} embeddings before normalisation: {fault}.\n"
+                "Make the folder with `priorkit embed` and embed.engine=native, or adopt embeddings that are not "
+                "normalised with `priorkit adopt --normalise`"
+            )
+        yield from read_norms(self.shards, NORM_COLUMNS[kind])
+
+    def _norms_fault(self, kind: EmbeddingKind) -> str:
+        """Return the reason why the norms of one kind of embeddings are unknown; empty if they are known."""
+        column, about = NORM_COLUMNS[kind], self._folder.about
+        if kind == "text_emb" and not self.has_text_embed:
+            return "it has no text embeddings"
+        if (shard := shard_without_column(self.shards, column)) is not None:
+            if not shard.has("metadata"):
+                return "it has no metadata"
+            return f"{shard.files['metadata']} has no column {column!r}"
+        is_adopted = "clip_settings" not in about or "spaces" in about
+        if is_adopted and self.spaces is None and has_unit_norms(self.shards, column):
+            return f"they had norm 1 when they were adopted (column {column!r})"
+        return ""
+
+    @functools.cached_property
     def blocks(self) -> Blocks:
         """Division of the dataset into blocks of consecutive rows, the units in which training reads rows."""
         return Blocks.from_shards(self.shard_starts, self.settings.block_rows)
@@ -305,27 +372,35 @@ class EmbeddingDataset:
         mixed = (self.row_ids[rows] ^ hash_key("order", seed)) * _ODD
         return rows[np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")]
 
-    def take(self, rows: np.ndarray, max_text_len: int = 0) -> EmbeddingBatch:
+    def take(
+        self, rows: np.ndarray, max_text_len: int = 0, raw_text: bool = False, raw_image: bool = False
+    ) -> EmbeddingBatch:
         """Read the image and text embeddings of the given rows and, if requested, their token states.
 
         Args:
             rows: `[B]` row numbers, in any order. The result has the same order.
             max_text_len: maximum number of token states per row; 0 to read none. If a row has more, only the first ones
                 are read.
+            raw_text: True to multiply each text embedding by the norm that it had before normalisation.
+            raw_image: True to multiply each image embedding by the norm that it had before normalisation.
 
         Raises:
-            InputError: the folder lacks text embeddings or the requested token states, or an embedding is not a unit
-                vector.
+            InputError: the folder lacks text embeddings, the requested token states or the norms, or an embedding is
+                not a unit vector.
         """
         self.require(text_embed=True, token_states=max_text_len > 0)
         image, text = self.embeds("img_emb", rows), self.embeds("text_emb", rows)
+        if raw_text:
+            text *= self.norms("text_emb")[rows][:, None]
+        if raw_image:
+            image *= self.norms("img_emb")[rows][:, None]
         states = np.zeros((len(rows), max_text_len, self.token_width or 0), np.float32) if max_text_len else None
         if states is not None:
             for shard, positions, local_rows in self._rows_by_shard(rows):
                 shard.fill_token_states(states, positions, local_rows)
         return EmbeddingBatch(rows, image, text, states)
 
-    def embeds(self, kind: Literal["img_emb", "text_emb"], rows: np.ndarray) -> np.ndarray:
+    def embeds(self, kind: EmbeddingKind, rows: np.ndarray) -> np.ndarray:
         """Read the image or text embeddings of the given rows, in the given order.
 
         Args:

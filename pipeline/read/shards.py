@@ -269,6 +269,22 @@ class EmbeddingShard:
         """Yield the values of a metadata column as text, in row order, as one list for each block of rows.
 
         Null and NaN become None.
+        """
+        yield from map(group_names, self.column_blocks(column))
+
+    def has_column(self, column: str) -> bool:
+        """Return True if the shard has metadata with a column of the given name.
+
+        Raises:
+            InputError: the metadata is damaged.
+        """
+        if not self.has("metadata"):
+            return False
+        with self._open_metadata() as parquet:
+            return column in parquet.schema_arrow.names
+
+    def column_blocks(self, column: str) -> Iterator[pa.Array]:
+        """Yield the values of a metadata column, in row order, as one array for each block of rows.
 
         Raises:
             InputError: the column is missing or appears twice, or the metadata is missing or damaged.
@@ -280,7 +296,7 @@ class EmbeddingShard:
             self._require_column(parquet.schema_arrow, column)
             for batch in parquet.iter_batches(READ_BLOCK_ROWS, columns=[column], use_threads=False):
                 batch.validate(full=True)
-                yield group_names(column_of(batch, column))
+                yield column_of(batch, column)
 
     def content_groups(self) -> Iterator[list[bytes]]:
         """Yield an identifier of each row's image, in row order, as one list for each block of rows.

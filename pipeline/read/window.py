@@ -25,7 +25,7 @@ from ..contract.manifest import fingerprint
 from ..contract.vectors.rules import judge_norms, normalise_rows
 from ..errors import InputError
 from .captions import CaptionReader
-from .dataset import EmbeddingDataset, Split
+from .dataset import EmbeddingDataset, EmbeddingKind, Split
 from .shuffle import EpochPlan, Share
 from .token_states import StateRanges
 
@@ -41,6 +41,16 @@ class Columns:
     max_text_len: int = 0
     """Maximum number of token states to read per row; 0 to read none."""
     captions: bool = False
+    raw_image: bool = False
+    """True to read the norms that the image embeddings had before normalisation."""
+    raw_text: bool = False
+    """True to read the norms that the text embeddings had before normalisation."""
+
+    @property
+    def norms(self) -> tuple[EmbeddingKind, ...]:
+        """Kinds of embeddings whose norms before normalisation are requested."""
+        wanted: tuple[tuple[EmbeddingKind, bool], ...] = (("img_emb", self.raw_image), ("text_emb", self.raw_text))
+        return tuple(kind for kind, is_wanted in wanted if is_wanted)
 
     @property
     def embeds(self) -> tuple[str, ...]:
@@ -76,6 +86,10 @@ class TrainBatch:
     """Position of this rank's first row in the global batch."""
     global_rows: int
     """Number of rows in the global batch."""
+    image_norm: np.ndarray | None = None
+    """`[b]` float32 norms that the image embeddings had before normalisation; None if not requested."""
+    text_norm: np.ndarray | None = None
+    """`[b]` float32 norms that the text embeddings had before normalisation; None if not requested."""
 
 
 @dataclass
@@ -116,13 +130,14 @@ class BlockReader:
         columns: columns to read in addition to the image embeddings.
 
     Raises:
-        InputError: the folder lacks a requested column.
+        InputError: the folder lacks a requested column, or a requested norm is not a positive finite number.
     """
 
     def __init__(self, dataset: EmbeddingDataset, split: Split, columns: Columns) -> None:
         dataset.require(text_embed=columns.text_embed, token_states=columns.max_text_len > 0)
         self.dataset, self.columns = dataset, columns
         self.visits = dataset.visits(split)
+        self._norms: dict[str, np.ndarray] = {kind: dataset.norms(kind) for kind in columns.norms}
         self._dtypes = {kind: dataset.embed_dtype(kind) for kind in columns.embeds}
         mark = fingerprint([dataset.content_fingerprint, "captions"])[:16]
         self._captions = CaptionReader(dataset.store, mark) if columns.captions else None
@@ -153,6 +168,7 @@ class BlockReader:
         """
         count = len(share.places)
         embeds = {kind: np.empty((count, self.dataset.dim(kind)), dtype) for kind, dtype in self._dtypes.items()}
+        norms = {kind: np.empty(count, np.float32) for kind in self._norms}
         length, width = self.columns.max_text_len, self.dataset.token_width or 0
         return TrainBatch(
             rows=np.empty(count, np.int64),
@@ -162,7 +178,15 @@ class BlockReader:
             captions=[""] * count if self.columns.captions else None,
             first=share.first,
             global_rows=share.global_rows,
+            image_norm=norms.get("img_emb"),
+            text_norm=norms.get("text_emb"),
         )
+
+    def fill_norms(self, batch: TrainBatch, positions: np.ndarray) -> None:
+        """Copy the requested norms of the rows at the indices `positions` of a batch to the batch."""
+        for kind, target in (("img_emb", batch.image_norm), ("text_emb", batch.text_norm)):
+            if target is not None:
+                target[positions] = self._norms[kind][batch.rows[positions]]
 
     def require_sound(self, batch: TrainBatch) -> None:
         """Validate a batch. Embeddings whose norms differ slightly from 1 because of rounding are normalised in place.
@@ -311,6 +335,7 @@ class ShuffleWindow:
         slots = self._slot_at_offset[offsets]
         batch.rows[positions] = self._row_at_offset[offsets]
         self._fill_embeds(batch, positions, slots)
+        reader.fill_norms(batch, positions)
         if reader.columns.varying_size:
             self._fill_varying(batch, positions, slots)
 

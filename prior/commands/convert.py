@@ -12,7 +12,11 @@ from .options import CheckpointConfigOption, FunctionOption, WeightsOption
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A .pth of dalle2-pytorch, or a folder of a trained prior.", callback=expand_path)
+        str,
+        typer.Argument(
+            help="A .pth of dalle2-pytorch, a prior or pipeline of diffusers, or a folder of a trained prior.",
+            callback=expand_path,
+        ),
     ],
     destination: Annotated[
         str, typer.Argument(help="Folder to write, or a .pth for dalle2-pytorch 1.15.6.", callback=expand_path)
@@ -29,7 +33,7 @@ def convert(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a dalle2-pytorch checkpoint to a prior folder, or a prior folder to a checkpoint.
+    """Convert a prior of dalle2-pytorch or diffusers to a prior folder, or a prior folder to a checkpoint.
 
     Example: priorkit convert prior.pth data/prior --config laion-model-card
     """

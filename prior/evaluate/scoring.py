@@ -132,14 +132,14 @@ class Scorer:
         evaluated = self._evaluated(task.split)
         chosen = evaluated.block(task.block)
         prior = self._prior(cast(WeightsName, task.name))
-        batch = self._dataset.take(evaluated.rows[chosen], prior.token_states_used)
+        batch = prior.read(self._dataset, evaluated.rows[chosen])
         values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
         return BlockScores(task, values, np.empty((0, 0)))
 
     def _score_draws(self, task: ScoreTask) -> BlockScores:
         evaluated = self._evaluated(task.split)
         chosen = evaluated.block(task.block)
-        batch = self._dataset.take(evaluated.rows[chosen], self._token_states_used(task.name))
+        batch = self._read(task.name, evaluated.rows[chosen])
         draws = self._predictor(task.name)(batch, evaluated.ids[chosen])  # (B, K, D)
         finite = np.isfinite(draws).all(axis=(1, 2))
         if not finite.all():
@@ -182,13 +182,12 @@ class Scorer:
             self._priors[weights] = self._load_prior(weights)
         return self._priors[weights]
 
-    def _token_states_used(self, predictor: str) -> int:
-        """Return the number of token states per caption that a predictor uses.
-
-        Token states are per-token outputs of the text encoder. Baselines and predictions from a file use none.
-        """
+    def _read(self, predictor: str, rows: np.ndarray) -> EmbeddingBatch:
+        """Read rows in the form that a predictor takes. Baselines and predictions from a file take no token states."""
         variant = self._variants.get(predictor)
-        return 0 if variant is None or self._load_prior is None else self._prior(variant.weights).token_states_used
+        if variant is None or self._load_prior is None:
+            return self._dataset.take(rows)
+        return self._prior(variant.weights).read(self._dataset, rows)
 
     def _predictor(self, name: str) -> Predictor:
         if name == GIVEN:

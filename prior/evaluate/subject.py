@@ -14,6 +14,7 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ...pipeline.settings import parse_settings
+from ..interchange.diffusers.load import find_transformer, transformer_files
 from ..interchange.load import is_pth, load_prior, read_config
 from ..interchange.pth import find_pth
 from ..model.config import TrainedOn
@@ -29,7 +30,7 @@ PREDICTIONS_SUFFIX = ".npy"
 Kind = Literal["prior, trained here", "prior", "checkpoint", "predictions"]
 """Kind of model or file that is evaluated, as stored in `metrics.json`.
 
-`prior, trained here` is a prior in the folder where priorkit trained it, `prior` is any other prior folder,
+`prior, trained here` is a prior in the folder where priorkit trained it, `prior` is any other folder of a prior,
 `checkpoint` is a DALLE2-pytorch `.pth`, and `predictions` is a `.npy` file.
 """
 TrainingRows = Literal["held out", "of other embeddings", "unknown"]
@@ -52,7 +53,7 @@ class PriorSource:
     """Location of the prior or predictions to evaluate, and the arguments that `load_prior` needs to load the prior."""
 
     path: str
-    """Prior folder, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
+    """Prior folder, folder of diffusers, DALLE2-pytorch `.pth` file, or `.npy` file of predictions."""
     config: str | None = None
     """Path or URL of the JSON settings of a `.pth`, or name of built-in settings; None for other paths."""
     function_version: str | None = None
@@ -105,12 +106,14 @@ class Subject:
     def parameters(self, weights: WeightsName) -> float:
         """Return the number of parameters of the prior's network.
 
-        A `.pth` is loaded with the named weights to count its parameters. For a prior folder, the number is estimated
-        from the size of the weights file, with 4 bytes per parameter.
+        A `.pth`, or a folder of diffusers, is loaded with the named weights to count its parameters. For a prior
+        folder, the number is estimated from the size of the weights file, with 4 bytes per parameter.
         """
-        if self.kind == "checkpoint":  # stores the weights several times, so its file size is no good estimate
+        size = Store(self.source.path).size(WEIGHTS_NAME)
+        # a checkpoint stores the weights several times, so its file size is no good estimate
+        if self.kind == "checkpoint" or (self.kind == "prior" and size is None):
             return sum(value.numel() for value in self.source.load(weights).network.parameters())
-        return (Store(self.source.path).size(WEIGHTS_NAME) or 0) / 4
+        return (size or 0) / 4
 
     def require_finished(self) -> None:
         """Raise InputError if the prior has not finished training."""
@@ -223,6 +226,10 @@ def find_subject(source: PriorSource, read: ReadSettings | None) -> Subject:
         return Subject(source, "checkpoint", read or ReadSettings(), fingerprint(loaded))
     if source.is_predictions:
         return Subject(source, "predictions", read or ReadSettings(), _sha256(*open_location(path), path))
+    if (folder := find_transformer(path)) is not None:
+        inner = folder.store
+        hashes = {name: _sha256(inner.fs, inner.path(name), path) for name in transformer_files(folder)}
+        return Subject(source, "prior", read or ReadSettings(), fingerprint([hashes, folder.scheduler]))
     store = Store(path)
     if read_manifest(store) is None and store.size(CONFIG_NAME) is not None:
         known = load_config(store).trained_on

@@ -227,8 +227,8 @@ def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
 
     Call `require_exportable` first. This function does not check whether DALLE2-pytorch supports the configuration.
     """
-    network, diffusion = config.network, config.diffusion
-    net = network.model_dump(exclude={"width", "function_version"})
+    network, diffusion = causal_network(config), config.diffusion
+    net = network.model_dump(exclude={"family", "width", "function_version"})
     return {
         "net": {"dim": config.embed_dim, **net, "ff_mult": int(network.ff_mult)},
         "image_embed_dim": config.embed_dim,
@@ -249,14 +249,28 @@ def to_dalle2_config(config: PriorConfig) -> dict[str, Any]:
     }
 
 
+def causal_network(config: PriorConfig) -> NetworkSettings:
+    """Return the network settings of a prior with a network of DALLE2-pytorch.
+
+    Raises:
+        SettingsError: the prior has a network of another family.
+    """
+    if not isinstance(config.network, NetworkSettings):
+        raise SettingsError(
+            f"dalle2-pytorch has no {config.network.family}; `priorkit export PRIOR FOLDER` writes this prior for "
+            "diffusers"
+        )
+    return config.network
+
+
 def require_exportable(config: PriorConfig) -> None:
     """Check that the newest DALLE2-pytorch release can represent a prior with this configuration.
 
     Raises:
         SettingsError: the release cannot represent the prior. The message lists every setting that prevents it.
     """
-    function = FunctionVersion.parse(config.network.function_version)
-    network, diffusion, dim = config.network, config.diffusion, config.embed_dim
+    network, diffusion, dim = causal_network(config), config.diffusion, config.embed_dim
+    function = network.function
     clamped = diffusion.x0_clamp == "unit_box"
     newest = FunctionVersion.parse(LATEST_FUNCTION)
     reasons = {

@@ -16,7 +16,7 @@ from ...pipeline.errors import InputError
 from ..model.config import PriorConfig, build_network, build_normaliser
 from ..model.prior import Prior
 from ..network.function_version import LATEST_FUNCTION
-from .dalle2_settings import require_exportable
+from .dalle2_settings import causal_network, require_exportable
 
 _SCHEDULE_TOLERANCE = 1e-2
 """Absolute tolerance for comparing the alpha_bar values (cumulative products of 1 - beta) of two noise schedules.
@@ -93,7 +93,7 @@ def _check_constants(weights: Mapping[str, torch.Tensor], prior: Prior, source: 
             settings do not, or vice versa.
     """
     rotary = any(".rotary_emb." in name for name in weights)
-    if rotary != prior.config.network.rotary_emb:
+    if rotary != causal_network(prior.config).rotary_emb:
         has = "has" if rotary else "has no"
         raise InputError(f"{source}: {has} rotary embedding, unlike net.rotary_emb of its settings")
     frequencies = _rotary_frequencies(prior.config)
@@ -123,7 +123,7 @@ def _rotary_frequencies(config: PriorConfig) -> torch.Tensor:
 
     There is one frequency for each rotated pair of channels in an attention head. At most 32 channels are rotated.
     """
-    width = min(32, config.network.dim_head)
+    width = min(32, causal_network(config).dim_head)
     return 1.0 / (10_000.0 ** (torch.arange(0, width, 2).float() / width))
 
 
@@ -139,9 +139,10 @@ def export_weights(prior: Prior) -> dict[str, torch.Tensor]:
     for name, value in network.state_dict().items():
         parts = _as_upstream(name, value.float().cpu(), prior)
         theirs |= {other: part.clone() for other, part in parts.items()}
-    if prior.config.network.rotary_emb:
+    settings = causal_network(prior.config)
+    if settings.rotary_emb:
         frequencies = _rotary_frequencies(prior.config)
-        for layer in range(prior.config.network.depth):
+        for layer in range(settings.depth):
             theirs[f"net.causal_transformer.layers.{layer}.0.rotary_emb.freqs"] = frequencies.clone()
     return theirs
 
@@ -159,7 +160,7 @@ def _as_upstream(name: str, value: torch.Tensor, prior: Prior) -> dict[str, torc
     names = _upstream_names(name, prior)
     if name in ("null_token_states", "null_text", "null_image"):
         value = value[None]
-    width = 2 * prior.config.network.dim_head  # number of rows for keys and values, which follow the rows for queries
+    width = 2 * causal_network(prior.config).dim_head  # rows for keys and values, which follow those for queries
     parts = torch.split(value, [len(value) - width, width]) if len(names) == 2 else (value,)
     return dict(zip(names, parts, strict=True))
 
@@ -172,7 +173,8 @@ def _upstream_names(name: str, prior: Prior) -> list[str]:
     """
     transformer = "net.causal_transformer"
     if name == "null_token_states":
-        return ["net.null_text_encodings" if prior.network.function.has_null_tokens else "net.null_text_embed"]
+        has_null_tokens = causal_network(prior.config).function.has_null_tokens
+        return ["net.null_text_encodings" if has_null_tokens else "net.null_text_embed"]
     if name in _PLAIN_NAMES:
         return [_PLAIN_NAMES[name]]
     if found := re.fullmatch(r"to_(text|image)\.project\.(\w+)", name):

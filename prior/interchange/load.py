@@ -1,4 +1,4 @@
-"""Loading and converting priors: priorkit folders and DALLE2-pytorch checkpoints (`.pth`)."""
+"""Loading and converting priors: priorkit folders, DALLE2-pytorch checkpoints (`.pth`) and folders of diffusers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from ..model.settings import WeightsName
 from ..network.function_version import FunctionVersion
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .dalle2_weights import export_weights, import_prior, trainer_checkpoint
+from .diffusers.load import find_transformer, is_transformer, load_transformer
 from .pth import read_pth
 from .pth_weights import choose_weights, stored_version
 
-_PTH_SUFFIXES = (".pth", ".pt")
+PTH_SUFFIXES = (".pth", ".pt")
 """File extensions of DALLE2-pytorch checkpoints."""
 
 
@@ -38,36 +39,44 @@ def load_prior(
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
 ) -> Prior:
-    """Load a prior from a priorkit folder or a DALLE2-pytorch checkpoint (`.pth`), local or remote.
+    """Load a prior, local or remote, from a priorkit folder, a DALLE2-pytorch checkpoint (`.pth`) or diffusers' folder.
 
     Args:
-        path: prior folder or `.pth` file.
+        path: prior folder, `.pth` file, or folder of a `PriorTransformer` of diffusers or of a pipeline with one. The
+            folder of a pipeline also provides the range to which the prior's scheduler clamps estimates.
         device: device to sample on, such as `cpu` or `cuda`.
         dtype: precision of large matrix products: `float32`, or `bfloat16` for about twice the speed.
         config: path or URL of the JSON file with the settings that a `.pth` was trained with, or `laion-model-card` for
             the settings in the model card of LAION's prior. Required for a `.pth`.
         weights: `ema` for the averaged weights, `online` for the weights that the optimiser updates, or `best` for the
             averaged weights from the validation run with the lowest loss. A `.pth` has no `best` weights. The `online`
-            weights of a folder come from its newest training checkpoint.
+            weights of a folder come from its newest training checkpoint. A folder of diffusers has one set, `ema`.
         function_version: dalle2-pytorch release whose network implementation the `.pth` needs, such as 0.23.10.
             Required if the file stores no version; otherwise, this argument overrides the stored version.
         clip: dictionary with the `model` and `pretrained` names of the open_clip model that the prior was trained with.
-            Pass this argument for a `.pth` whose settings do not name the CLIP model.
+            Pass this argument for a folder of diffusers, and for a `.pth` whose settings do not name the CLIP model.
 
     Raises:
         InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing, out of range, or does not apply to this kind of prior.
     """
     path = os.fspath(path)
-    if is_pth(path, config=config, function_version=function_version, clip=clip):
+    if is_pth(path, config=config, function_version=function_version):
         assert config is not None
-        prior = _load_pth(path, config, weights, function_version, clip)
-    else:
-        if weights not in ("ema", "online", "best"):
-            raise SettingsError(f"weights={weights!r}: known are ema, online and best")
-        prior = load_folder(path)
+        return _load_pth(path, config, weights, function_version, clip).to(device, dtype)
+    if weights not in ("ema", "online", "best"):
+        raise SettingsError(f"weights={weights!r}: known are ema, online and best")
+    if (folder := find_transformer(path)) is not None:
         if weights != "ema":
-            prior.network.load_state_dict(_training_weights(path, weights))
+            raise SettingsError(f"weights={weights!r}: {path} is a folder of diffusers, which holds one set; use ema")
+        return load_transformer(folder, {} if clip is None else _located(clip)).to(device, dtype)
+    if clip is not None:
+        raise SettingsError(
+            f"clip= belongs to checkpoints ({' or '.join(PTH_SUFFIXES)}) and folders of diffusers; {path} is neither"
+        )
+    prior = load_folder(path)
+    if weights != "ema":
+        prior.network.load_state_dict(_training_weights(path, weights))
     return prior.to(device, dtype)
 
 
@@ -86,23 +95,24 @@ def convert(
     The settings of a checkpoint are written next to it, in a JSON file with the same base name.
 
     Args:
-        source: prior folder or `.pth` file.
+        source: prior folder, `.pth` file or folder of diffusers, as for `load_prior`.
         destination: folder or `.pth` file to write.
         overwrite: replace existing files.
         config: settings of a source `.pth`, as for `load_prior`.
         weights: weights to convert: `ema`, `online` or `best`.
         function_version: dalle2-pytorch release for a source `.pth`, as for `load_prior`.
-        clip: CLIP model for a source `.pth`, as for `load_prior`.
+        clip: CLIP model for a source `.pth` or folder of diffusers, as for `load_prior`.
 
     Raises:
-        FolderError: the destination exists and `overwrite` is False, or it is the folder of a training run.
+        FolderError: the destination exists and `overwrite` is False, or it is the folder of a training run or of
+            diffusers.
         InputError: there is no prior at `source`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing or invalid, or DALLE2-pytorch does not support the prior's settings.
     """
     destination = os.fspath(destination)
     prior = load_prior(source, config=config, weights=weights, function_version=function_version, clip=clip)
     try:
-        if destination.endswith(_PTH_SUFFIXES):
+        if destination.endswith(PTH_SUFFIXES):
             _write_pth(prior, destination, overwrite)
         else:
             _write_folder(prior, destination, overwrite)
@@ -142,14 +152,14 @@ def is_pth(path: str, **options: Any) -> bool:
         SettingsError: `config` is None for a checkpoint, an option is not None for any other path, or `path` is an
             existing file of an unsupported type.
     """
-    if path.endswith(_PTH_SUFFIXES):
+    if path.endswith(PTH_SUFFIXES):
         if options["config"] is None:
             names = ", ".join(NAMED_CONFIGS)
             raise SettingsError(f"{path}: give config=, the JSON of its training script, or one of {names}")
         return True
     _refuse_other_files(path)
     if given := [name for name, value in options.items() if value is not None]:
-        raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(_PTH_SUFFIXES)}); {path} is none")
+        raise SettingsError(f"{given[0]}= belongs to checkpoints ({' or '.join(PTH_SUFFIXES)}); {path} is none")
     return False
 
 
@@ -169,10 +179,10 @@ def _refuse_other_files(path: str) -> None:
     if ending.lower() == ".safetensors":
         raise SettingsError(
             f"{path}: a prior is a folder with config.json and {WEIGHTS_NAME}, or a checkpoint "
-            f"({' or '.join(_PTH_SUFFIXES)}); name the folder of this file"
+            f"({' or '.join(PTH_SUFFIXES)}); name the folder of this file"
         )
     raise SettingsError(
-        f"{path}: checkpoints of dalle2-pytorch are read by their ending, {' or '.join(_PTH_SUFFIXES)}; if it is one, "
+        f"{path}: checkpoints of dalle2-pytorch are read by their ending, {' or '.join(PTH_SUFFIXES)}; if it is one, "
         "rename it to .pth"
     )
 
@@ -192,9 +202,17 @@ def _load_pth(
         raise SettingsError(f"{path}: function_version: {error}") from None
     prior_config = to_prior_config(described, function, config)
     if clip is not None:
-        located = parse_settings(ClipSettings, {"pretrained": None, **clip}, "clip")
-        prior_config = prior_config.model_copy(update={"clip_settings": located.identity()})
+        prior_config = prior_config.model_copy(update={"clip_settings": _located(clip)})
     return import_prior(tensors, prior_config, path)
+
+
+def _located(clip: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings for loading a CLIP model, from the `clip` argument of `load_prior`.
+
+    Raises:
+        SettingsError: a key is unknown, or the names contradict each other.
+    """
+    return parse_settings(ClipSettings, {"pretrained": None, **clip}, "clip").identity()
 
 
 def read_config(config: str) -> Any:
@@ -242,16 +260,19 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a prior to a priorkit folder.
 
     Raises:
-        FolderError: the folder belongs to a training run, or it already contains a prior and `overwrite` is False.
+        FolderError: the folder belongs to a training run or to diffusers, or it already contains a prior and
+            `overwrite` is False.
     """
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
         raise FolderError(f"{destination} is the folder of a training; choose another")
+    if is_transformer(store):
+        raise FolderError(f"{destination} is a folder of diffusers; choose another")
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
         store.remove(CONFIG_NAME)  # removed first, so that an interruption never leaves an old config with new weights
-    save_prior(store.create, prior.config, prior.network, prior.normaliser)
+    save_prior(store.create, prior.config, prior.network, prior.normaliser, prior.empty)
 
 
 def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:

@@ -12,14 +12,16 @@ from typing_extensions import Self
 
 from ...pipeline.errors import SettingsError
 from ...pipeline.settings import Settings
-from ..network.function_version import FunctionVersion
+from ..network.families import AnyNetworkSettings
+from ..network.family import FamilySettings
 from ..network.interface import Network
 from ..network.network import PriorNetwork
-from ..network.settings import NetworkSettings
+from ..network.prior_transformer.network import PriorTransformer
+from ..network.prior_transformer.settings import PriorTransformerSettings
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import noise_schedule
-from ..objective.settings import DiffusionSettings
-from ..sampling.samplers import sampling_grid
+from ..objective.settings import DiffusionSettings, check_network
+from ..sampling.by_name import sampling_grid
 from ..sampling.settings import SampleSettings
 
 
@@ -33,6 +35,15 @@ class TrainedOn(Settings):
     splits."""
 
 
+class NormStatistics(Settings):
+    """Mean and standard deviation of norms."""
+
+    mean: float
+    """Mean."""
+    std: float
+    """Standard deviation."""
+
+
 class PriorConfig(Settings):
     """Content of `config.json`: everything needed to build the network and find the prior's CLIP model."""
 
@@ -42,8 +53,8 @@ class PriorConfig(Settings):
     """Size of text embeddings; null if they have the same size as image embeddings (`embed_dim`)."""
     token_width: int | None = Field(ge=1)
     """Width of token states (per-token text-encoder outputs); null if the prior uses no token states."""
-    network: NetworkSettings
-    """Network settings."""
+    network: AnyNetworkSettings
+    """Network settings of the prior's family."""
     diffusion: DiffusionSettings
     """Diffusion settings."""
     clip: dict[str, Any]
@@ -56,6 +67,8 @@ class PriorConfig(Settings):
     spaces: dict[str, Any] | None = None
     """Names and sizes of the source and the target, by role, if no CLIP made the training embeddings; null for a prior
     of a CLIP. Sources and predictions are then in different spaces, in which cosines between them mean nothing."""
+    image_norm: NormStatistics | None = None
+    """Norms of the training images' embeddings before they were normalised; null if they are unknown."""
     trained_on: TrainedOn | None = None
     """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
     imported from a DALLE2-pytorch checkpoint."""
@@ -67,11 +80,7 @@ class PriorConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        network, diffusion = self.network, self.diffusion
-        if network.num_timesteps is not None and network.num_timesteps < diffusion.timesteps:
-            raise ValueError(
-                f"network.num_timesteps={network.num_timesteps} is fewer than diffusion.timesteps={diffusion.timesteps}"
-            )
+        check_network(self.network, self.diffusion)
         return self
 
 
@@ -82,10 +91,12 @@ def build_network(config: PriorConfig) -> Network:
         SettingsError: the network settings are inconsistent, or the network is too large.
     """
     try:
-        return PriorNetwork(
-            embed_dim=config.embed_dim, text_dim=config.text_dim, token_width=config.token_width,
-            **config.network.model_dump(),
-        )  # fmt: skip
+        sizes: dict[str, Any] = {
+            "embed_dim": config.embed_dim, "text_dim": config.text_dim, "token_width": config.token_width,
+        }  # fmt: skip
+        if isinstance(config.network, PriorTransformerSettings):
+            return PriorTransformer(**sizes, settings=config.network)
+        return PriorNetwork(**sizes, **config.network.model_dump(exclude={"family"}))
     except ValueError as error:
         raise SettingsError(f"network: {error}") from None
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # raised by torch for impossibly large sizes
@@ -102,7 +113,7 @@ def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:
 
 
 def check_sampling(
-    network: NetworkSettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
+    network: FamilySettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
 ) -> list[int]:
     """Check that a prior with the given settings supports the sampling settings in `sample`.
 
@@ -118,21 +129,19 @@ def check_sampling(
     Raises:
         SettingsError: the prior does not support the sampling settings. The message gives the reason.
     """
-    function, scale = FunctionVersion.parse(network.function_version), sample.guidance_scale
-    if scale != 1.0:
-        if not function.has_null_tokens:
-            raise SettingsError(
-                f"guidance_scale={scale}: in dalle2-pytorch {function} nothing was trained for it; use 1"
-            )
-        if diffusion.text_drop == 0:
-            raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
-        if sample.guidance == "dalle2" and diffusion.image_drop == 0:
-            raise SettingsError("guidance=dalle2: this prior was trained without dropping the image; use guidance=text")
-        if sample.guidance == "text" and not (function.has_null_text or takes_token_states):
-            raise SettingsError(f"guidance=text: dalle2-pytorch {function} dropped no pooled text; use guidance=dalle2")
+    if sample.guidance_scale != 1.0:
+        _check_guidance(network, takes_token_states, diffusion, sample)
+    if not network.uses_time and sample.sampler != "one-step":
+        raise SettingsError(
+            f"sampler={sample.sampler}: this prior predicts in one step from noise; use sampler=one-step, steps=1"
+        )
     schedule = noise_schedule(diffusion.noise_schedule, diffusion.timesteps)
+    if sample.sampler in ("unclip", "unclip-ddpm") and diffusion.noise_schedule != "cosine":
+        raise SettingsError(
+            f"sampler={sample.sampler} has the cosine noise schedule, this prior {diffusion.noise_schedule}; use ddpm"
+        )
     try:
-        grid = sampling_grid(sample.sampler, schedule, sample.steps, function)
+        grid = sampling_grid(sample.sampler, schedule, sample.steps, network.function)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if diffusion.prediction == "eps" and schedule.alpha_bar[grid[0]] == 0:
@@ -141,3 +150,18 @@ def check_sampling(
             "nothing; take dalle2-ddim"
         )
     return grid
+
+
+def _check_guidance(
+    network: FamilySettings, takes_token_states: bool, diffusion: DiffusionSettings, sample: SampleSettings
+) -> None:
+    """Raise SettingsError if the prior does not support the guidance in `sample`."""
+    scale, function = sample.guidance_scale, network.function
+    if not network.drops_text:
+        raise SettingsError(f"guidance_scale={scale}: in dalle2-pytorch {function} nothing was trained for it; use 1")
+    if diffusion.text_drop == 0:
+        raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
+    if sample.guidance == "dalle2" and diffusion.image_drop == 0:
+        raise SettingsError("guidance=dalle2: this prior was trained without dropping the image; use guidance=text")
+    if sample.guidance == "text" and not (network.drops_pooled_text or takes_token_states):
+        raise SettingsError(f"guidance=text: dalle2-pytorch {function} dropped no pooled text; use guidance=dalle2")

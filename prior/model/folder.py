@@ -8,6 +8,7 @@ loss. The folder contains no pickle files.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ...pipeline.contract.empty_inputs import EmptyInputs
 from ...pipeline.contract.hashing import HashingFile
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, SettingsError
@@ -26,6 +28,7 @@ from ...pipeline.settings import parse_settings
 from ..network.interface import Network
 from ..objective.normaliser import EmbeddingNormaliser
 from .config import PriorConfig, build_network, build_normaliser
+from .empty import empty_tensors, take_empty_tensors
 from .prior import Prior
 
 CONFIG_NAME = "config.json"
@@ -45,7 +48,13 @@ The file gets its final name only when it is complete.
 """
 
 
-def save_prior(create: Create, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
+def save_prior(
+    create: Create,
+    config: PriorConfig,
+    network: Network,
+    normaliser: EmbeddingNormaliser,
+    empty: EmptyInputs | None = None,
+) -> None:
     """Write `model.safetensors` (weights and normaliser statistics) and `config.json` to a prior folder.
 
     `config.json` is written last. If writing is interrupted, its absence shows that the prior is incomplete.
@@ -55,10 +64,12 @@ def save_prior(create: Create, config: PriorConfig, network: Network, normaliser
         config: configuration of the prior.
         network: network whose weights are written.
         normaliser: normaliser whose statistics, if any, are written.
+        empty: outputs of the prior's CLIP model for empty inputs; None if they are unknown.
     """
+    tensors = {**prior_tensors(network, normaliser), **empty_tensors(empty)}
     with create(WEIGHTS_NAME) as file:
-        file.write(safetensors.torch.save(_to_cpu(prior_tensors(network, normaliser))))
-    unused = {"spaces"} if config.spaces is None else None  # priors of a CLIP are written as before
+        file.write(safetensors.torch.save(_to_cpu(tensors)))
+    unused = {name for name in ("spaces", "image_norm") if getattr(config, name) is None}
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json", exclude=unused)}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
@@ -70,6 +81,19 @@ def prior_tensors(network: Network, normaliser: EmbeddingNormaliser) -> dict[str
     The names of the statistics begin with `normaliser.`.
     """
     return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
+
+
+def prior_fingerprint(prior: Prior) -> str:
+    """Return the SHA-256 hash, in hexadecimal, of a prior's weights and normaliser statistics.
+
+    The hash does not depend on the format of the file that the prior was loaded from. It depends on the precision of
+    the weights in memory.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(prior_tensors(prior.network, prior.normaliser).items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_folder(path: str) -> Prior:
@@ -92,12 +116,13 @@ def load_folder(path: str) -> Prior:
         raise InputError(
             f"{path}: no prior is there ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
         ) from None
+    empty = take_empty_tensors(weights, store.path(WEIGHTS_NAME))
     network, normaliser = build_network(config), build_normaliser(config)
     statistics = {name: weights.pop(name) for name in list(weights) if name.startswith(_NORMALISER)}
     _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
     statistics = {name.removeprefix(_NORMALISER): value for name, value in statistics.items()}
     _load_weights(normaliser, statistics, f"{path}/{WEIGHTS_NAME}")
-    return Prior(config, network, normaliser)
+    return Prior(config, network, normaliser, empty)
 
 
 def load_config(store: Store) -> PriorConfig:
@@ -109,11 +134,6 @@ def load_config(store: Store) -> PriorConfig:
     """
     described, source = store.read_json(CONFIG_NAME), f"{store.url}/{CONFIG_NAME}"
     version = described.pop("format_version", None) if isinstance(described, dict) else None
-    if version is None and isinstance(described, dict) and "_class_name" in described:
-        raise InputError(
-            f"{store.url}: holds a {str(described['_class_name'])[:100]} of diffusers, which priorkit does not read; "
-            "it reads its own folders, and checkpoints of dalle2-pytorch (.pth)"
-        )
     if version != _FORMAT_VERSION:
         raise InputError(f"{source} has format version {version}; this priorkit reads {_FORMAT_VERSION}")
     try:

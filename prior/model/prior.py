@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +12,23 @@ import torch
 import torch.nn.functional as F
 
 from ...pipeline.compute.settings import DeviceSettings
+from ...pipeline.contract.empty_inputs import EmptyInputs
 from ...pipeline.errors import InputError, SettingsError
+from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
 from ...pipeline.settings import parse_settings
 from ..network.derived import weight_sums
-from ..network.interface import Condition, Network
+from ..network.interface import Condition, Network, Prefix
 from ..objective.normaliser import EmbeddingNormaliser
 from ..objective.schedule import NoiseSchedule, noise_schedule
+from ..sampling.by_name import find_sampler
 from ..sampling.guidance import Denoiser, NullBranch, null_prefix
-from ..sampling.samplers import find_sampler, generator_noise, seeded_noise
-from ..sampling.settings import MAX_SEED, GuidanceName, SamplerName, SampleSettings
+from ..sampling.samplers import generator_noise, seeded_noise
+from ..sampling.settings import MAX_SEED, GuidanceName, NormName, SamplerName, SampleSettings
+from .arguments import as_tensor, check_arguments, choose_generators, expand_negatives
 from .config import PriorConfig, check_sampling
-from .text_encoder import find_text_encoder
+from .empty import set_empty_text
+from .norms import convert_norms, default_norm, require_raw
+from .text_encoder import encode_empty_inputs, find_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes for large matrix products, by name."""
@@ -30,12 +36,32 @@ SAMPLE_BATCH = 64
 """Maximum number of captions per sampling batch, so that memory use does not grow with the number of captions."""
 
 
+class EncodedTexts(NamedTuple):
+    """Encoded distinct texts, and which of them each of B captions uses."""
+
+    text_embed: torch.Tensor
+    """Text embeddings, one row per distinct text."""
+    token_states: torch.Tensor | None
+    """Token states of the distinct texts, padded with rows of zeros; None if the prior uses none."""
+    rows: torch.Tensor
+    """Index of the text that each caption uses, `[B]` int64."""
+
+
 class Prior:
     """Trained prior that samples CLIP image embeddings from text."""
 
-    def __init__(self, config: PriorConfig, network: Network, normaliser: EmbeddingNormaliser) -> None:
+    def __init__(
+        self,
+        config: PriorConfig,
+        network: Network,
+        normaliser: EmbeddingNormaliser,
+        empty: EmptyInputs | None = None,
+    ) -> None:
         self.config = config
         self.network = network.eval()
+        self.empty = empty
+        """Outputs of the prior's CLIP model for empty inputs, not normalised; None if they are unknown."""
+        set_empty_text(network, empty)
         self.normaliser = normaliser
         self.schedule: NoiseSchedule = noise_schedule(config.diffusion.noise_schedule, config.diffusion.timesteps)
         self._null = NullBranch(network)
@@ -50,6 +76,20 @@ class Prior:
     def token_states_used(self) -> int:
         """Maximum number of token states per caption; 0 if the prior uses no token states."""
         return self.network.max_text_len if self.network.takes_token_states else 0
+
+    def read(self, dataset: EmbeddingDataset, rows: np.ndarray) -> EmbeddingBatch:
+        """Read rows of an embeddings folder in the form that this prior takes.
+
+        Args:
+            rows: `[B]` row numbers.
+
+        Raises:
+            InputError: the folder lacks what the prior needs, such as token states or the norms of embeddings.
+        """
+        return dataset.take(
+            rows, self.token_states_used, raw_text=self.network.takes_raw_text,
+            raw_image=self.normaliser.takes_raw_images,
+        )  # fmt: skip
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
         """Move the prior to a device and set the dtype of large matrix products.
@@ -121,8 +161,10 @@ class Prior:
         sampler: SamplerName = "ddim",
         seed: int = 0,
         first: int = 0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise: Iterable[torch.Tensor] | None = None,
+        norm: NormName | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
     ) -> torch.Tensor:
         """Sample one image embedding for each of B captions.
 
@@ -131,7 +173,8 @@ class Prior:
 
         Args:
             prompts: captions to encode with the prior's CLIP model. Give either `prompts` or `text_embed`.
-            text_embed: text embeddings with any norm, one row per caption.
+            text_embed: text embeddings, one row per caption. They may have any norm, unless the prior takes embeddings
+                that are not normalised: these must have the norms that the CLIP model gave them.
             token_states: token states (per-token text-encoder outputs) `[B, T, W]`: T states of width W per caption,
                 padded with rows of zeros. Required with `text_embed` if the prior uses token states.
             num_candidates: number of embeddings to draw per caption. The one with the highest cosine similarity to the
@@ -142,15 +185,21 @@ class Prior:
                 the samples.
             steps: number of network evaluations per sampled embedding. For priors that reproduce DALLE2-pytorch 1.10.3
                 or later, `dalle2-ddim` makes one evaluation fewer.
-            sampler: `ddpm`, `ddim`, `dpmsolver++` or `dalle2-ddim`.
+            sampler: `ddpm`, `ddim`, `dpmsolver++`, `dalle2-ddim`, `unclip`, `unclip-ddpm` or `one-step`.
             seed: noise seed.
             first: index of this call's first caption in the whole list, counted from 0. If captions are sampled in
                 several calls, pass the number of captions that earlier calls sampled.
-            generator: random generator that supplies the noise. If given, `seed` is ignored.
+            generator: random generator that supplies the noise, or one for each embedding to draw. If given, `seed` is
+                ignored.
             noise: tensors `[B * num_candidates, D]` to use instead of random noise, where D is the size of image
                 embeddings. The rows for the candidates of a caption must be adjacent. The first tensor is the initial
                 noise. Each step that adds noise takes another tensor. `ddpm` takes a tensor at every step, even at the
                 last step, where the noise is multiplied by 0.
+            norm: `unit` for embeddings of norm 1, or `raw` for the norms that the CLIP model would give them, which the
+                decoders of diffusers need. A prior that does not predict norms scales all embeddings to the mean norm
+                of its training images. None for the prior's default: `raw` if it predicts norms, otherwise `unit`.
+            negative_prompt: caption, or one for each caption, that replaces the empty text in guidance. Guidance then
+                moves samples away from it.
 
         Returns:
             The embeddings, one row per caption, `[B, D]` float32 on the CPU.
@@ -158,7 +207,8 @@ class Prior:
         Raises:
             SettingsError: a setting is out of range, or not exactly one of `prompts` and `text_embed` is given.
         """
-        _check_arguments(prompts, text_embed, token_states, generator, noise)
+        check_arguments(prompts, text_embed, token_states, generator, noise)
+        default_norm(self.config, norm)
         if not 0 <= seed <= MAX_SEED:
             raise SettingsError(f"seed={seed}: must be from 0 to {MAX_SEED}")
         if first < 0:
@@ -166,27 +216,35 @@ class Prior:
         if num_candidates < 1:
             raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
         values = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "guidance": guidance}
-        text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
+        text_embed, token_states = as_tensor(text_embed), as_tensor(token_states)
         settings = parse_settings(SampleSettings, values, "sample")
         self.check(settings)
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
+        negatives = None
+        if negative_prompt is not None:
+            negatives = expand_negatives(negative_prompt, len(texts), settings)
         given = iter(noise) if noise is not None else None
         batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise tensors cover all captions
         parts = [torch.empty(0, self.config.embed_dim)]
         for start in range(0, len(texts), batch):
             chosen = slice(start, start + batch)
             if prompts is not None:
-                embed, states = self.encode_text(list(prompts[chosen]))
+                embed, states, rows = self._encode_distinct(prompts[chosen])
             else:
                 assert text_embed is not None
                 embed, states = text_embed[chosen], None if token_states is None else token_states[chosen]
+                rows = torch.arange(len(embed))
+            negative = None if negatives is None else self._encode_distinct(negatives[chosen])
             drawn = given
             if generator is not None:
-                drawn = generator_noise((len(embed) * num_candidates, self.config.embed_dim), generator, self.device)
+                shape = (len(rows) * num_candidates, self.config.embed_dim)
+                drawn = generator_noise(
+                    shape, choose_generators(generator, chosen, num_candidates, len(texts)), self.device
+                )
             if drawn is None:
-                drawn = self.noise(seed, first + start, len(embed), num_candidates)
-            draws = self.draw(embed, states, num_candidates, settings, drawn)
-            parts.append(nearest_to_text(draws, embed) if self.config.compares_texts else draws[:, 0])
+                drawn = self.noise(seed, first + start, len(rows), num_candidates)
+            draws = self.draw(embed, states, num_candidates, settings, drawn, norm=norm, rows=rows, negative=negative)
+            parts.append(nearest_to_text(draws, embed[rows]) if self.config.compares_texts else draws[:, 0])
         return torch.cat(parts)
 
     def noise(self, seed: int, first: int, texts: int, draws: int) -> Iterator[torch.Tensor]:
@@ -216,6 +274,10 @@ class Prior:
         draws: int,
         settings: SampleSettings,
         noise: Iterator[torch.Tensor],
+        *,
+        norm: NormName | None = None,
+        rows: torch.Tensor | None = None,
+        negative: EncodedTexts | None = None,
     ) -> torch.Tensor:
         """Sample K embeddings of size D for each of B captions. Return all of them as `[B, K, D]` float32 on the CPU.
 
@@ -224,29 +286,81 @@ class Prior:
             draws: number of embeddings per caption, K.
             settings: sampling settings.
             noise: tensors `[B * K, D]`, as for `sample`: the initial noise, then one for each step that adds noise.
+            norm: norm of the embeddings, as for `sample`.
+            rows: index into `text_embed` of the text of each of the B captions; None if each text is used once.
+            negative: encoded negative prompts, and the index of the one that each caption uses; None for none.
 
         Raises:
             SettingsError: this prior does not support the settings, or a tensor has the wrong shape or is missing.
         """
         grid = self.check(settings)
         condition = self.condition(text_embed, token_states)
-        batch, dim = len(text_embed), self.config.embed_dim
+        batch, dim = len(text_embed) if rows is None else len(rows), self.config.embed_dim
         self._follow_weights()
-        dropped = None
-        if settings.guidance_scale != 1.0 and not self._null.is_constant:
-            dropped = null_prefix(self.network, condition.text_embed, condition.token_states)
+        prefix = self.network.prefix(condition.text_embed, condition.token_states)
+        dropped = None if settings.guidance_scale == 1.0 else self._null_prefix(condition, negative)
+        if rows is not None and len(rows) != len(text_embed):
+            prefix = prefix.take(rows.to(self.device))
+            if dropped is not None and negative is None:
+                dropped = dropped.take(rows.to(self.device))
         denoiser = Denoiser(
-            self.network, self.schedule, self.config.diffusion, self.normaliser,
-            self.network.prefix(condition.text_embed, condition.token_states),
+            self.network, self.schedule, self.config.diffusion, self.normaliser, prefix,
             guidance=settings.guidance, guidance_scale=settings.guidance_scale, null=self._null, null_prefix=dropped,
             grid=grid,
         )  # fmt: skip
         sampler = find_sampler(settings.sampler, self.network.function, self.config.diffusion.prediction)
         x0 = sampler(denoiser, self.schedule, self._checked(noise, (batch * draws, dim)), grid)
-        embeds = self.normaliser.decode(x0)
-        if self.config.diffusion.output_norm == "unit":
-            embeds = F.normalize(embeds, dim=-1)
+        embeds = convert_norms(self.normaliser.decode(x0), self.config, norm)
         return embeds.view(batch, draws, dim).cpu()
+
+    def _null_prefix(self, condition: Condition, negative: EncodedTexts | None) -> Prefix | None:
+        """Encode the texts of the null branch of guidance, unless all dropped texts share one cached encoding.
+
+        Args:
+            condition: the captions.
+            negative: encoded negative prompts; None if guidance drops the text.
+
+        Raises:
+            SettingsError: the encoding of the empty text is needed but not known.
+        """
+        if negative is not None:
+            texts = self.condition(negative.text_embed, negative.token_states)
+            return self.network.prefix(texts.text_embed, texts.token_states).take(negative.rows.to(self.device))
+        if self.network.lacks_empty_text:
+            self._encode_empty_text()
+        if self._null.is_constant:
+            return None
+        return null_prefix(self.network, condition.text_embed, condition.token_states)
+
+    def zero_image_embed(self) -> torch.Tensor:
+        """Return the raw embedding `[D]` that the prior's CLIP model gives an image of zeros.
+
+        Kandinsky's decoders take it as the negative embedding. If the prior does not store it, it is computed.
+
+        Raises:
+            InputError: it is not stored, and the prior's CLIP model is unknown or cannot be loaded.
+        """
+        if self.empty is None:
+            if not self.config.clip_settings:
+                raise InputError(
+                    "this prior does not store its CLIP's embedding of an image of zeros, nor does it name its CLIP; "
+                    "convert it with --clip and --clip-pretrained"
+                )
+            self.empty = encode_empty_inputs(self.config.clip_settings, self.config.clip)
+        return torch.from_numpy(self.empty.image_embed)
+
+    def _encode_empty_text(self) -> None:
+        """Give the network the encoding of the empty text, computed with the prior's CLIP model."""
+        try:
+            text_embed, states = self.encode_text([""])
+        except InputError as error:
+            raise SettingsError(
+                f"guidance compares with the empty text, whose encoding this prior does not store ({error}); use "
+                "guidance_scale=1 or fix the CLIP"
+            ) from error
+        assert states is not None
+        self.network.set_empty_text(text_embed[0], states[0])
+        self._null = NullBranch(self.network)
 
     def _follow_weights(self) -> None:
         """Discard cached values that depend on the weights, if the weights have changed since the last call.
@@ -281,18 +395,24 @@ class Prior:
         """Check text inputs, and return them in the form that the network expects: on the prior's device, as float32.
 
         Args:
-            text_embed: text embeddings of B captions, `[B, text_dim]`. They are scaled to norm 1.
+            text_embed: text embeddings of B captions, `[B, text_dim]`. They are scaled to norm 1, unless the network
+                takes embeddings that are not normalised.
             token_states: token states (per-token text-encoder outputs) `[B, T, W]`: T states of width W per caption.
                 They are ignored if the prior uses none.
 
         Raises:
-            SettingsError: a shape does not fit this prior, or the prior needs token states and `token_states` is None.
+            SettingsError: a shape does not fit this prior, the prior needs token states and `token_states` is None, or
+                it needs embeddings that are not normalised and all have norm 1.
         """
         if text_embed.ndim != 2 or text_embed.shape[1] != self.network.text_dim:
             raise SettingsError(
                 f"text_embed has shape {list(text_embed.shape)}, this prior takes [B, {self.network.text_dim}]"
             )
-        text = F.normalize(text_embed.float(), dim=-1).to(self.device)
+        text = text_embed.float().to(self.device)
+        if self.network.takes_raw_text:
+            require_raw(text)
+        else:
+            text = F.normalize(text, dim=-1)
         if not self.network.takes_token_states:
             return Condition(text, None)
         if token_states is None:
@@ -305,6 +425,13 @@ class Prior:
                 f"token_states have shape {list(token_states.shape)}, this prior takes [{len(text)}, T, {width}]"
             )
         return Condition(text, token_states.float().to(self.device))
+
+    def _encode_distinct(self, prompts: Sequence[str]) -> EncodedTexts:
+        """Encode each distinct caption once."""
+        distinct = list(dict.fromkeys(prompts))
+        index = {prompt: number for number, prompt in enumerate(distinct)}
+        rows = torch.tensor([index[prompt] for prompt in prompts], dtype=torch.int64)
+        return EncodedTexts(*self.encode_text(distinct), rows)
 
     def encode_text(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encode captions with the prior's CLIP model.
@@ -325,30 +452,6 @@ class Prior:
 def _source_name(config: PriorConfig) -> str:
     """Return the name of a prior's source, for messages."""
     return repr((config.spaces or {}).get("source", {}).get("name", ""))
-
-
-def _check_arguments(
-    prompts: Sequence[str] | None,
-    text_embed: torch.Tensor | npt.NDArray[Any] | None,
-    token_states: torch.Tensor | npt.NDArray[Any] | None,
-    generator: torch.Generator | None,
-    noise: Iterable[torch.Tensor] | None,
-) -> None:
-    """Raise SettingsError if arguments of `Prior.sample` are missing, contradictory or of different lengths."""
-    if (prompts is None) == (text_embed is None):
-        raise SettingsError("give either prompts or text_embed")
-    if isinstance(prompts, str):
-        raise SettingsError(f"prompts={prompts!r}: give a list of captions")
-    if prompts is not None and token_states is not None:
-        raise SettingsError("token_states belong to text_embed; prompts are encoded here")
-    if text_embed is not None and token_states is not None and len(text_embed) != len(token_states):
-        raise SettingsError(f"token_states are of {len(token_states)} texts, text_embed of {len(text_embed)}")
-    if generator is not None and noise is not None:
-        raise SettingsError("give either generator or noise")
-
-
-def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value  # copy, because arrays may be read-only
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:

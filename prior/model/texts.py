@@ -196,7 +196,7 @@ class StoredEmbeddings:
             ]
         for start in range(0, self.count, size):
             rows = np.arange(start, min(start + size, self.count))
-            batch = self._dataset.take(rows, prior.token_states_used)
+            batch = self._dataset.take(rows, prior.token_states_used, raw_text=prior.network.takes_raw_text)
             states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
             labels = [] if start else self._labels(rows)
             yield TextBatch(labels, torch.from_numpy(batch.text_embed), states)

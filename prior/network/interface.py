@@ -28,7 +28,8 @@ class Condition:
     """
 
     text_embed: torch.Tensor
-    """Pooled text embeddings `[B, D]`, where D is their size. Networks expect L2-normalised embeddings."""
+    """Pooled text embeddings `[B, D]`, where D is their size. They are L2-normalised, unless the network takes raw ones
+    (`Network.takes_raw_text`)."""
     token_states: torch.Tensor | None
     """Token states `[B, T, W]`: T vectors of width W per caption, padded with zeros.
 
@@ -86,7 +87,7 @@ class Prefix(Protocol):
     def stacked_with(self: P, other: P) -> P:
         """Return a prefix with the texts of this prefix followed by those of `other`.
 
-        Both prefixes must have the same number of tokens.
+        Both prefixes must come from the same network.
         """
 
 
@@ -111,8 +112,10 @@ class Network(nn.Module, abc.ABC):
     """True if the network uses an earlier x0 estimate as input (Chen et al. 2022, arXiv 2208.04202)."""
     has_null_text: bool
     """True if all texts dropped for classifier-free guidance are encoded identically, regardless of their content."""
-    function: FunctionVersion = FunctionVersion.parse(LATEST_FUNCTION)
-    """DALLE2-pytorch release that the `dalle2-ddim` sampler reproduces for this network."""
+    takes_raw_text: bool = False
+    """True if text embeddings must not be normalised; False if they must have norm 1."""
+    function: FunctionVersion | None = FunctionVersion.parse(LATEST_FUNCTION)
+    """DALLE2-pytorch release that the `dalle2-ddim` sampler reproduces for this network; None if there is none."""
     checkpoint_activations: bool = False
     """True if the backward pass recomputes each layer's activations instead of storing them."""
 
@@ -126,6 +129,24 @@ class Network(nn.Module, abc.ABC):
         """Dtype that input embeddings must have."""
         return next(self.parameters()).dtype
 
+    @property
+    def lacks_empty_text(self) -> bool:
+        """True if texts can be dropped only after `set_empty_text`, which has not been called."""
+        return False
+
+    def set_empty_text(self, text_embed: torch.Tensor, token_states: torch.Tensor) -> None:
+        """Set the text encoder's output for the empty text, if it stands for dropped texts in this network.
+
+        The default implementation does nothing, because most networks learn vectors for dropped texts.
+
+        Args:
+            text_embed: pooled embedding `[text_dim]`, not normalised.
+            token_states: token states `[T', W]` (T' states of width W), without padding.
+
+        Raises:
+            ValueError: the sizes do not fit this network.
+        """
+
     @abc.abstractmethod
     def prefix(
         self, text_embed: torch.Tensor, token_states: torch.Tensor | None = None, drop_text: torch.Tensor | None = None
@@ -137,7 +158,8 @@ class Network(nn.Module, abc.ABC):
             token_states: per-token outputs of the text encoder, `[B, T', W]`, padded with rows of zeros. T' may be any
                 number of states per text, but only the first `max_text_len` are used. W is `token_width`. None if the
                 network takes no token states.
-            drop_text: `[B]` bool; True for texts to drop. Learned vectors replace dropped texts. None drops no text.
+            drop_text: `[B]` bool; True for texts to drop. Learned vectors, or the empty text, replace dropped texts.
+                None drops no text.
 
         Raises:
             ValueError: `token_states` is None but the network takes token states, or `drop_text` is given but the

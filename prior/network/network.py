@@ -84,7 +84,7 @@ class PriorNetwork(Network):
         function_version: str = LATEST_FUNCTION,
     ) -> None:
         super().__init__()
-        self.function = FunctionVersion.parse(function_version)
+        self.function: FunctionVersion = FunctionVersion.parse(function_version)
         if width != embed_dim and not final_proj:
             raise ValueError(f"final_proj=False needs a width ({width}) equal to the embedding's size ({embed_dim})")
         if self_cond and not self.function.takes_self_cond:

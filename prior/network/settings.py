@@ -1,17 +1,23 @@
-"""Network settings."""
+"""Settings for the network family `causal-transformer`."""
 
 from __future__ import annotations
+
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from ...pipeline.settings import Settings
+from .family import FamilySettings
 from .function_version import LATEST_FUNCTION, FunctionVersion
 
 
-class NetworkSettings(Settings):
-    """Settings for the size and structure of the prior network. They have the same names as in DALLE2-pytorch."""
+class NetworkSettings(FamilySettings):
+    """Settings for the size and structure of a causal transformer. They have the same names as in DALLE2-pytorch."""
 
+    later_fields: ClassVar[frozenset[str]] = frozenset({"family"})
+
+    family: Literal["causal-transformer"] = "causal-transformer"
+    """Network family. `causal-transformer` is the network of DALLE2-pytorch and of LAION's prior."""
     width: int = Field(default=512, ge=8)
     """Width of the token stream. It can differ from the embedding size unless `final_proj` is false."""
     depth: int = Field(default=6, ge=1, le=1000)
@@ -55,6 +61,51 @@ class NetworkSettings(Settings):
     function_version: str = LATEST_FUNCTION
     """DALLE2-pytorch release that the network reproduces. Set an older release only to use a checkpoint from that
     release."""
+
+    @property
+    def max_token_states(self) -> int:
+        """Maximum number of token states per caption; 0 if none are used."""
+        return self.max_text_len
+
+    @property
+    def text_tokens(self) -> int:
+        """Maximum number of tokens that the text of a caption takes in the network."""
+        return self.num_text_embeds + self.max_text_len
+
+    @property
+    def draw_tokens(self) -> int:
+        """Number of tokens that a draw takes in the network: timestep, noisy image, self-conditioning and query."""
+        return self.num_time_embeds + self.num_image_embeds + self.self_cond + 1
+
+    @property
+    def evaluations(self) -> float:
+        """Mean number of evaluations per draw in training: half of the draws of a self-conditioned network need two."""
+        return 1.5 if self.self_cond else 1.0
+
+    @property
+    def function(self) -> FunctionVersion:
+        """DALLE2-pytorch release that the network reproduces."""
+        return FunctionVersion.parse(self.function_version)
+
+    @property
+    def drops_text(self) -> bool:
+        """True if learned vectors can replace a dropped text."""
+        return self.function.has_null_tokens
+
+    @property
+    def drops_pooled_text(self) -> bool:
+        """True if learned vectors also replace the pooled embedding of a dropped text."""
+        return self.function.has_null_text
+
+    @property
+    def drops_image(self) -> bool:
+        """True if a learned vector can replace a dropped noisy image."""
+        return self.function.has_null_tokens
+
+    @property
+    def most_timesteps(self) -> int | None:
+        """Number of learned timestep embeddings; None if they are computed."""
+        return self.num_timesteps
 
     @field_validator("function_version")
     @classmethod

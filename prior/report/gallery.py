@@ -79,11 +79,12 @@ def nearest_images(
     whole = dataset.take(np.arange(dataset.count))
     keys = dataset.metadata(whole.rows, ["key"]).column("key").to_pylist()
     captions = dataset.metadata(rows, ["caption"]).column("caption").to_pylist()
-    batch = dataset.take(rows, prior.token_states_used)
+    batch = prior.read(dataset, rows)
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
     predicted = prior.sample(
-        text_embed=torch.from_numpy(batch.text_embed), token_states=states, num_candidates=2, steps=32, seed=seed
-    ).numpy()
+        text_embed=torch.from_numpy(batch.text_embed), token_states=states, num_candidates=2, steps=32, seed=seed,
+        norm="unit",
+    ).numpy()  # fmt: skip
 
     to_text, to_prior = (nearest(query, whole.image_embed, count) for query in (batch.text_embed, predicted))
     return [

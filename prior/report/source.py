@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.stage import ProgressCallback, no_progress
 from ...pipeline.errors import InputError
-from ...pipeline.read.dataset import EmbeddingDataset
+from ...pipeline.read.dataset import EmbeddingBatch, EmbeddingDataset
 from ...pipeline.settings import parse_settings
 from ..evaluate.folder import read_metrics, read_rows, require_whole
 from ..evaluate.predictors import GivenPredictions, Predictor, PriorPredictor, read_predictions
@@ -105,27 +107,28 @@ class ReportSource:
             return None, f"{self.main['name']} is broken: {self.main['broken']}."
         if self.subject is None:
             return None, self.no_subject
-        predictor, states_used = self._predictor(self.subject, dataset)
+        predictor, read = self._predictor(self.subject, dataset)
         ids, drawn = dataset.row_ids[rows], []
         for start in range(0, len(rows), BLOCK_ROWS):
             progress(start, len(rows), "")
             part = slice(start, start + BLOCK_ROWS)
-            drawn.append(predictor(dataset.take(rows[part], states_used), ids[part])[:, 0])
+            drawn.append(predictor(read(rows[part]), ids[part])[:, 0])
         progress(len(rows), len(rows), "")
         predicted = np.concatenate(drawn)
         return (predicted, "") if np.isfinite(predicted).all() else (None, "some are not finite.")
 
-    def _predictor(self, subject: Subject, dataset: EmbeddingDataset) -> tuple[Predictor, int]:
-        """Create the evaluated predictor, and return it with the number of token states that it reads per caption.
+    def _predictor(
+        self, subject: Subject, dataset: EmbeddingDataset
+    ) -> tuple[Predictor, Callable[[np.ndarray], EmbeddingBatch]]:
+        """Create the evaluated predictor, and return it with a function that reads rows in the form that it takes.
 
-        Token states are per-token text-encoder outputs; the number is 0 for given predictions. The predictor of a prior
-        draws one embedding per row.
+        The predictor of a prior draws one embedding per row.
         """
         if subject.is_predictions:
-            return GivenPredictions(read_predictions(subject.source.path, dataset)), 0
+            return GivenPredictions(read_predictions(subject.source.path, dataset)), dataset.take
         settings = resolve(EvaluateSettings(), "evaluate")
         torch.set_num_threads(settings.threads)
         sample = parse_settings(SampleSettings, self.main["sample"], "metrics.json")
         subject.check(dataset, [sample], [self.main["weights"]])
         prior = subject.source.load(self.main["weights"], settings.device)
-        return PriorPredictor(prior, sample, 1, self.metrics["seed"]), prior.token_states_used
+        return PriorPredictor(prior, sample, 1, self.metrics["seed"]), functools.partial(prior.read, dataset)

@@ -104,7 +104,7 @@ class Denoiser:
             run.
         null: cache for the null branch; required unless `guidance_scale` is 1.
         null_prefix: the B texts, encoded for the null branch by the function `null_prefix`. Required if
-            `guidance_scale` is not 1 and `null.is_constant` is false.
+            `guidance_scale` is not 1 and `null.is_constant` is false. It may also be negative prompts.
         grid: all timesteps at which the sampler needs an estimate.
     """
 
@@ -128,11 +128,11 @@ class Denoiser:
         self._table: dict[int, torch.Tensor] | None = None
         if guidance_scale != 1.0:
             assert null is not None
-            if guidance == "dalle2" and null.has_table:
+            if guidance == "dalle2" and null.has_table and null_prefix is None:
                 self._table = dict(zip(grid, null.outputs(grid), strict=True))
             else:
-                null_prefix = null.prefix().expand(prefix.texts) if null.is_constant else null_prefix
-                assert null_prefix is not None
+                if null_prefix is None:
+                    null_prefix = null.prefix().expand(prefix.texts)
                 self._prefix = prefix.stacked_with(null_prefix)
 
     def __call__(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> Estimate:
@@ -147,6 +147,8 @@ class Denoiser:
         x0 = unclamped
         if self._diffusion.x0_clamp == "unit_box":
             x0 = unclamped.clamp(-1, 1)
+        elif self._diffusion.clip_sample_range is not None:
+            x0 = unclamped.clamp(-self._diffusion.clip_sample_range, self._diffusion.clip_sample_range)
         elif self._diffusion.x0_clamp == "sphere":
             x0 = self._normaliser.to_sphere(unclamped)
         if self._network.takes_self_cond:

@@ -7,10 +7,9 @@ more tensor.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ import torch
 
 from ..network.function_version import FunctionVersion
 from ..objective.schedule import NoiseSchedule
-from .settings import SamplerName
 
 _LEAST_HALF_LOG_SNR = -5.1
 """Minimum of 0.5 * log(SNR), where SNR is the signal-to-noise ratio, for the timesteps that `log_snr_grid` chooses.
@@ -60,7 +58,7 @@ def ddpm(
     """
     x_t = next(noise)
     for index, timestep in enumerate(grid):
-        x0 = estimate_x0(x_t, _timesteps(x_t, timestep)).x0
+        x0 = estimate_x0(x_t, full_timesteps(x_t, timestep)).x0
         now = schedule.alpha_bar[timestep]
         after = schedule.alpha_bar[grid[index + 1]] if index + 1 < len(grid) else torch.ones_like(now)
         alpha = now / after
@@ -81,10 +79,10 @@ def ddim(
     """
     x_t = next(noise)
     for timestep, after in itertools.pairwise(grid):
-        timesteps = _timesteps(x_t, timestep)
+        timesteps = full_timesteps(x_t, timestep)
         x0 = estimate_x0(x_t, timesteps).x0
-        x_t = schedule.add_noise(x0, schedule.to_eps(x0, x_t, timesteps), _timesteps(x_t, after))
-    return estimate_x0(x_t, _timesteps(x_t, grid[-1])).x0
+        x_t = schedule.add_noise(x0, schedule.to_eps(x0, x_t, timesteps), full_timesteps(x_t, after))
+    return estimate_x0(x_t, full_timesteps(x_t, grid[-1])).x0
 
 
 def dpmsolver_pp(
@@ -100,7 +98,7 @@ def dpmsolver_pp(
     half_log_snr = 0.5 * torch.logit(schedule.alpha_bar)  # -inf at pure noise
     last_x0, last_width = None, math.inf
     for timestep, after in itertools.pairwise(grid):
-        x0 = estimate_x0(x_t, _timesteps(x_t, timestep)).x0
+        x0 = estimate_x0(x_t, full_timesteps(x_t, timestep)).x0
         width = float(half_log_snr[after] - half_log_snr[timestep])
         slope = torch.zeros_like(x0) if last_x0 is None else (x0 - last_x0) * (width / (2 * last_width))
         signal, now, sigma = (
@@ -109,7 +107,7 @@ def dpmsolver_pp(
         )
         x_t = sigma / now * x_t - signal * math.expm1(-width) * (x0 + slope)
         last_x0, last_width = x0, width
-    return estimate_x0(x_t, _timesteps(x_t, grid[-1])).x0
+    return estimate_x0(x_t, full_timesteps(x_t, grid[-1])).x0
 
 
 def dalle2_ddim(
@@ -133,7 +131,7 @@ def dalle2_ddim(
     shares = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]]).float()
     ends = [*grid[1:], -1 if function.ddim_ends_at_x0 else 0]
     for timestep, after in zip(grid, ends, strict=True):
-        timesteps = _timesteps(x_t, timestep)
+        timesteps = full_timesteps(x_t, timestep)
         x0, unclamped = estimate_x0(x_t, timesteps)
         if after < 0:
             return x0
@@ -149,45 +147,6 @@ def dalle2_ddim(
     return x_t
 
 
-def find_sampler(name: SamplerName, function: FunctionVersion, prediction: str) -> Sampler:
-    """Return the sampling function with the given name.
-
-    Args:
-        name: name of the sampler.
-        function: DALLE2-pytorch release that `dalle2-ddim` reproduces. Other samplers ignore it.
-        prediction: prediction target of the network: `x0`, `eps` or `v`. Only `dalle2-ddim` uses it.
-    """
-    if name == "dalle2-ddim":
-        return functools.partial(dalle2_ddim, function=function, prediction=prediction)
-    return {"ddpm": ddpm, "ddim": ddim, "dpmsolver++": dpmsolver_pp}[name]
-
-
-def timestep_grid(name: SamplerName, timesteps: int, steps: int, function: FunctionVersion) -> list[int]:
-    """Return `steps` evenly spaced timesteps at which a sampler estimates x0, noisiest first.
-
-    For `dalle2-ddim`, return the timesteps that the DALLE2-pytorch release `function` uses. Release 1.10.3 and
-    later releases use one timestep fewer: `steps` - 1.
-
-    Args:
-        timesteps: number of timesteps in the noise schedule.
-
-    Raises:
-        ValueError: `steps` is out of range.
-    """
-    fewest, most = 1, timesteps
-    if name == "dalle2-ddim":  # when steps equals timesteps, DALLE2-pytorch uses DDPM instead of DDIM
-        fewest, most = 2 if function.ddim_ends_at_x0 else 1, timesteps - 1
-    if not fewest <= steps <= most:
-        raise ValueError(f"steps={steps}: {name} samples this prior in {fewest} to {most} steps")
-    if name != "dalle2-ddim":
-        return [timesteps - 1 - index * timesteps // steps for index in range(steps)]
-    if function.ddim_ends_at_x0:
-        grid = torch.linspace(-1.0, timesteps, steps + 1)[1:-1]
-    else:
-        grid = torch.linspace(0.0, timesteps, steps + 2)[1:-1]
-    return list(reversed(grid.int().tolist()))
-
-
 def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Return `steps` timesteps for `dpmsolver++`, noisiest first, evenly spaced in log-SNR.
 
@@ -195,9 +154,9 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
 
     - The first timestep is the noisiest of the schedule. The grid then skips the timesteps at which x_t is almost all
       noise.
-    - The last timestep is the one at which `timestep_grid` would end with four times as many steps. It must have little
-      noise, because `dpmsolver++` returns the x0 estimate at this timestep. With more noise, this estimate would be an
-      average of many possible embeddings.
+    - The last timestep is the one at which an evenly spaced grid would end with four times as many steps. It must have
+      little noise, because `dpmsolver++` returns the x0 estimate at this timestep. With more noise, this estimate would
+      be an average of many possible embeddings.
 
     `dpmsolver++` needs fewer steps than other samplers, because it is second-order in log-SNR: one of its steps does
     the work of several of theirs.
@@ -213,23 +172,20 @@ def log_snr_grid(schedule: NoiseSchedule, steps: int) -> list[int]:
     return grid
 
 
-def sampling_grid(name: SamplerName, schedule: NoiseSchedule, steps: int, function: FunctionVersion) -> list[int]:
-    """Return the timesteps at which a sampler estimates x0: `log_snr_grid` for `dpmsolver++`, else `timestep_grid`.
-
-    Raises:
-        ValueError: `steps` is out of range.
-    """
-    even = timestep_grid(name, len(schedule), steps, function)
-    return log_snr_grid(schedule, steps) if name == "dpmsolver++" else even
-
-
-def generator_noise(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
+def generator_noise(
+    shape: tuple[int, int], generator: torch.Generator | Sequence[torch.Generator], device: torch.device
+) -> Iterator[torch.Tensor]:
     """Yield standard normal tensors of the given shape indefinitely.
 
-    They are drawn on the generator's device and moved to `device`.
+    They are drawn on the generator's device and moved to `device`. With several generators, one for each row, each
+    row is drawn from its own, as in diffusers.
     """
     while True:
-        yield torch.randn(shape, generator=generator, device=generator.device).to(device)
+        if isinstance(generator, torch.Generator):
+            yield torch.randn(shape, generator=generator, device=generator.device).to(device)
+        else:
+            rows = [torch.randn(1, shape[1], generator=each, device=each.device).to(device) for each in generator]
+            yield torch.cat(rows)
 
 
 def seeded_noise(
@@ -251,5 +207,6 @@ def seeded_noise(
         yield torch.from_numpy(noise).flatten(0, 1).to(device)
 
 
-def _timesteps(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+def full_timesteps(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+    """Return the timestep for each of N noisy embeddings `[N, D]`, as an int64 tensor `[N]` on their device."""
     return torch.full((x_t.shape[0],), timestep, dtype=torch.int64, device=x_t.device)

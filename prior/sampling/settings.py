@@ -8,7 +8,8 @@ from pydantic import Field
 
 from ...pipeline.settings import Settings
 
-SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpmsolver++", "dalle2-ddim", "unclip", "unclip-ddpm", "one-step"]
+NormName = Literal["unit", "raw"]
 GuidanceName = Literal["text", "dalle2"]
 MAX_SEED = 2**63 - 1
 """Maximum seed that all random generators used by priorkit accept."""
@@ -19,7 +20,9 @@ class SampleSettings(Settings):
 
     sampler: SamplerName = "ddim"
     """Sampler: `ddpm` (ancestral), `ddim` (deterministic given the initial noise), `dpmsolver++` (needs fewer
-    steps for the same quality) or `dalle2-ddim` (the DDIM variant in DALLE2-pytorch)."""
+    steps for the same quality), `dalle2-ddim` (the DDIM variant in DALLE2-pytorch), `unclip` (the sampler in diffusers'
+    pipelines of Karlo and Kandinsky), `unclip-ddpm` (the one in its Stable unCLIP pipelines) or `one-step` (a single
+    evaluation, for ECLIPSE's priors)."""
     steps: int = Field(default=64, ge=1)
     """Number of network evaluations per sampled embedding. For priors that reproduce DALLE2-pytorch 1.10.3 or later,
     `dalle2-ddim` uses one evaluation fewer."""

@@ -12,6 +12,7 @@ from ...pipeline.clip.settings import ClipSettings
 from ...pipeline.clip.source import clip_location
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.settings import ComputeSettings
+from ...pipeline.contract.empty_inputs import EmptyInputs
 from ...pipeline.contract.file_marks import FileMark, to_json
 from ...pipeline.contract.manifest import Manifest, fingerprint
 from ...pipeline.contract.storage import Store
@@ -19,6 +20,7 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ..model.config import PriorConfig, TrainedOn
+from ..model.folder import prior_fingerprint
 from ..model.text_encoder import find_text_encoder
 from ..model.train_manifest import STAGE
 from .settings import TrainSettings
@@ -28,7 +30,6 @@ from .start import (
     load_start,
     require_states_condition,
     settings_of_start,
-    start_fingerprint,
 )
 from .trackers import check_trackers
 
@@ -60,6 +61,8 @@ class TrainJob:
     """Total number of steps after which to write a checkpoint and stop; None trains to the last step."""
     notes: tuple[str, ...] = ()
     """Notes for the user about the initial prior."""
+    empty: EmptyInputs | None = None
+    """Outputs of the CLIP model for empty inputs, from the embeddings folder or the initial prior; None if unknown."""
     best_since: int = 0
     """Step at which the setting `validation_rows` last changed; 0 if it has never changed.
 
@@ -128,6 +131,7 @@ def make_job(
         SettingsError: settings contradict each other, or a tracker is not installed.
     """
     notes: tuple[str, ...] = ()
+    empty = dataset.empty_inputs
     settings = resolve_training(settings, compute)
     identity = resolved_identity(settings, dataset.settings)
     config = _prior_config(dataset, settings, clip)
@@ -140,12 +144,13 @@ def make_job(
                 "trained with the one that made these embeddings",
             )
         settings = settings_of_start(settings, start)
+        empty = empty or start.empty
         names = ("clip", "clip_settings", "spaces", "trained_on")
         data = {name: getattr(config, name) for name in names}
         function = {"network": settings.network, "diffusion": settings.diffusion}
         config = start.config.model_copy(update={**function, **data})
         identity["train"] = settings.identity()
-        identity["init_from"] = {"sha256": start_fingerprint(start)}
+        identity["init_from"] = {"sha256": prior_fingerprint(start)}
     identity["embeddings"] = {"rows": dataset.count, "sha256": dataset.content_fingerprint}
     if not dataset.clip_if_known:
         identity["clip"] = config.clip_settings
@@ -155,10 +160,12 @@ def make_job(
             "that, or leave patience out"
         )
     _check_text(dataset, settings, config)
+    _check_raw(dataset, settings, empty)
     check_trackers(settings, prior)
     return TrainJob(
         embeddings=dataset.store.url, read=dataset.settings, prior=prior.url, settings=settings, config=config,
         identity=identity, input=dataset.content_fingerprint, input_files=dataset.file_marks, limit=limit, notes=notes,
+        empty=empty,
     )  # fmt: skip
 
 
@@ -206,7 +213,7 @@ def _prior_config(dataset: EmbeddingDataset, settings: TrainSettings, clip: Clip
     return PriorConfig(
         embed_dim=dataset.embed_dim,
         text_dim=None if dataset.text_dim == dataset.embed_dim else dataset.text_dim,
-        token_width=width if settings.network.max_text_len else None,
+        token_width=width if settings.network.max_token_states else None,
         network=settings.network,
         diffusion=settings.diffusion,
         clip=identity,
@@ -248,7 +255,7 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
             on, its CLIP model cannot output token states, or the initial prior takes token states of another width.
         SettingsError: `text_condition` is `pooled`, but the initial prior takes token states.
     """
-    most, known = config.network.max_text_len, dataset.clip_if_known
+    most, known = config.network.max_token_states, dataset.clip_if_known
     takes_states = most > 0 and (config.token_width is not None or settings.init_from is None)
     if takes_states:
         require_states_condition(settings)
@@ -261,11 +268,31 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
             )
     elif takes_states and dataset.token_width is None:
         raise InputError(
-            f"train.network.max_text_len={most}, but {dataset.store.url} stores no token states; embed with "
-            "token_states: true, take train.text_condition=online, or set max_text_len: 0"
+            f"the network takes up to {most} token states, but {dataset.store.url} stores none; embed with "
+            "token_states: true, or take train.text_condition=online"
+            + ("" if config.network.needs_token_states else ", or set train.network.max_text_len: 0")
         )
     if takes_states and known and config.token_width != known.get("token_width"):
         raise InputError(
             f"the prior to start from takes token states of {config.token_width}, those of {dataset.store.url} are of "
             f"{known.get('token_width')}"
+        )
+
+
+def _check_raw(dataset: EmbeddingDataset, settings: TrainSettings, empty: EmptyInputs | None) -> None:
+    """Check that the embeddings folder stores what a prior of embeddings that are not normalised needs.
+
+    Raises:
+        InputError: the folder lacks the norms of embeddings, or there is no encoding of the empty text, which stands
+            for dropped texts.
+    """
+    if settings.diffusion.takes_raw_images:
+        dataset.norms("img_emb")
+    if settings.network.takes_raw_text and settings.text_condition != "online":
+        dataset.norms("text_emb")
+    has_empty_text = empty is not None and empty.token_states is not None
+    if settings.network.needs_empty_text and settings.diffusion.text_drop and not has_empty_text:
+        raise InputError(
+            f"{dataset.store.url} does not store the CLIP's output for the empty text, which stands for dropped "
+            "texts; run `priorkit embed` again to add it, or set train.diffusion.text_drop=0"
         )

@@ -21,7 +21,7 @@ from .job import TrainJob
 from .output import Recorder, TrainingFolder
 from .progress import Outcome, Throughput, Watch
 from .ranks import Ranks
-from .start import initialise
+from .start import image_norm_statistics, initialise
 from .step import Learner, NotFinite
 from .text import text_columns, text_source
 from .validation import Validation
@@ -49,7 +49,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     folder = None
     if ranks.is_first:
         folder = TrainingFolder(Store(job.prior), job.fingerprint, settings.keep_checkpoints, job.best_since)
-    learner = Learner(job.config, settings, ranks)
+    learner = Learner(job.config, settings, ranks, job.empty)
     first_step = step = _load(learner, job, dataset, folder, ranks)
     validation = Validation(dataset, job.config, settings, ranks, encode_text, columns)
     stream = BatchStream(
@@ -90,7 +90,8 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
 
         watch.report(step, throughput.note)
         if recorder is not None and (ended or step == settings.steps):
-            record = recorder.publish(learner.average, learner.normaliser, rows=len(dataset.rows("train")))
+            rows, image_norm = dataset.rows("train"), image_norm_statistics(dataset)
+            record = recorder.publish(learner.average, learner.normaliser, image_norm=image_norm, rows=len(rows))
     except NotFinite as error:
         raise error.with_keys(dataset) from error
     finally:

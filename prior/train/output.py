@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...pipeline.contract.commit import ShardCommit
+from ...pipeline.contract.empty_inputs import EmptyInputs
 from ...pipeline.contract.manifest import ShardRecord
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError
 from ...pipeline.json_text import parse_json
-from ..model.config import PriorConfig
+from ..model.config import NormStatistics, PriorConfig
 from ..model.folder import TrainState, clear_states, load_state, save_best, save_prior, save_state
 from ..model.train_manifest import RECORD
 from ..network.interface import Network
@@ -178,17 +179,25 @@ class TrainingFolder:
         save_state(self._store, state, self._fingerprint, self._keep)
 
     def publish(
-        self, config: PriorConfig, average: Network, normaliser: EmbeddingNormaliser, *, input: str, rows: int
+        self,
+        config: PriorConfig,
+        average: Network,
+        normaliser: EmbeddingNormaliser,
+        *,
+        empty: EmptyInputs | None = None,
+        input: str,
+        rows: int,
     ) -> ShardRecord:
         """Write the finished prior and the log, then a record that marks the prior as complete. Return this record.
 
         Args:
             average: network with the averaged weights, which become the weights of the prior.
+            empty: outputs of the CLIP model for empty inputs; None if they are unknown.
             input: fingerprint of the inputs of the prior; see `TrainJob.record_input`.
             rows: number of rows in the training split.
         """
         commit = ShardCommit(self._store, RECORD, input=input, settings=self._fingerprint)
-        save_prior(commit.create, config, average, normaliser)
+        save_prior(commit.create, config, average, normaliser, empty)
         with commit.create(LOG_NAME) as file:
             file.write(self._lines())
         return commit.commit(rows=rows)
@@ -270,15 +279,19 @@ class Recorder:
         if steps := state.step - self._first_step:
             self._folder.save_stats(steps, self._saved_at - self._started_at, self._workers)
 
-    def publish(self, average: Network, normaliser: EmbeddingNormaliser, *, rows: int) -> ShardRecord:
+    def publish(
+        self, average: Network, normaliser: EmbeddingNormaliser, *, image_norm: NormStatistics | None, rows: int
+    ) -> ShardRecord:
         """Write the finished prior and the log, and return the record that marks the prior as complete.
 
         Args:
+            image_norm: norms of the training images' embeddings before normalisation; None if they are unknown.
             rows: number of rows in the training split.
         """
         self._watch.before_writing()
         job = self._job
-        return self._folder.publish(job.config, average, normaliser, input=job.record_input, rows=rows)
+        config = job.config.model_copy(update={"image_norm": image_norm})
+        return self._folder.publish(config, average, normaliser, empty=job.empty, input=job.record_input, rows=rows)
 
     def close(self) -> None:
         """Close the metric trackers (TensorBoard and W&B)."""

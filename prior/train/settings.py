@@ -10,9 +10,9 @@ from typing_extensions import Self
 from ...pipeline.compute.settings import DeviceSettings
 from ...pipeline.settings import Location, Settings
 from ..model.settings import WeightsName
-from ..network.function_version import FunctionVersion
+from ..network.families import AnyNetworkSettings
 from ..network.settings import NetworkSettings
-from ..objective.settings import DiffusionSettings
+from ..objective.settings import DiffusionSettings, check_drops, check_network
 from ..sampling.settings import MAX_SEED
 
 
@@ -72,8 +72,8 @@ class TrainSettings(DeviceSettings):
     """Fields that may change when training resumes. The manifest records each change and its step. `steps` and
     `patience` are added by `recorded`, since not every run has them."""
 
-    network: NetworkSettings = NetworkSettings()
-    """Network settings."""
+    network: AnyNetworkSettings = NetworkSettings()
+    """Network settings of the family that `network.family` names."""
     diffusion: DiffusionSettings = DiffusionSettings()
     """Diffusion settings."""
     optimiser: OptimiserSettings = OptimiserSettings()
@@ -168,24 +168,18 @@ class TrainSettings(DeviceSettings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        function, diffusion = FunctionVersion.parse(self.network.function_version), self.diffusion
-        if not function.has_null_tokens and (diffusion.text_drop or diffusion.image_drop):
-            raise ValueError(
-                f"dalle2-pytorch {function} had nothing in place of what is dropped: set diffusion.text_drop and "
-                "diffusion.image_drop to 0, or leave out network.function_version"
-            )
-        if self.network.num_timesteps is not None and self.network.num_timesteps < diffusion.timesteps:
-            raise ValueError(
-                f"network.num_timesteps={self.network.num_timesteps} is fewer than diffusion.timesteps="
-                f"{diffusion.timesteps}"
-            )
+        network, diffusion = self.network, self.diffusion
+        check_network(network, diffusion)
+        check_drops(network, diffusion)
         if self.validate_draws and self.validate_steps > diffusion.timesteps:
             raise ValueError(f"validate_steps={self.validate_steps} is more than diffusion.timesteps")
-        if self.init_from is None and self.text_condition == "pooled" and self.network.max_text_len:
+        if self.init_from is None and self.text_condition == "pooled" and network.max_token_states:
+            if network.needs_token_states:
+                raise ValueError(f"text_condition=pooled: a {network.family} needs token states; take stored or online")
             raise ValueError(
                 f"text_condition=pooled has no token states: set network.max_text_len to 0, not "
-                f"{self.network.max_text_len}, or take stored or online"
+                f"{network.max_token_states}, or take stored or online"
             )
-        if self.init_from is None and self.text_condition == "stored" and not self.network.max_text_len:
+        if self.init_from is None and self.text_condition == "stored" and not network.max_token_states:
             raise ValueError("text_condition=stored reads token states: set network.max_text_len, or take pooled")
         return self

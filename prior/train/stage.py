@@ -223,10 +223,8 @@ def _estimate_step(job: TrainJob, weights: int, cost: ClipCost | None) -> float:
         cost: operations of the CLIP model that encodes captions during training; None if they are left out.
     """
     settings, network = job.settings, job.settings.network
-    text = network.num_text_embeds + network.max_text_len
-    image = network.num_time_embeds + network.num_image_embeds + 1 + network.self_cond  # 1 for the query
-    passes = 6 * (1.5 if network.self_cond else 1) + 2 * settings.activation_checkpointing  # 2 forward, 4 backward
-    flops = passes * weights * (text + settings.noise_draws * image)
+    passes = 6 * network.evaluations + 2 * settings.activation_checkpointing  # 2 forward, 4 backward
+    flops = passes * weights * (network.text_tokens + settings.noise_draws * network.draw_tokens)
     if cost is not None:
         flops += cost.flops_of_caption(_CAPTION_TOKENS)
     return settings.batch_size * flops / estimate_flops(settings.device, settings.dtype, settings.threads)

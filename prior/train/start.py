@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...pipeline.clip.identity import clip_difference, is_same_clip
@@ -14,15 +14,14 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.settings import Settings, parse_settings
 from ..interchange.load import load_prior
-from ..model.config import PriorConfig
-from ..model.folder import prior_tensors
+from ..model.config import NormStatistics, PriorConfig
 from ..model.prior import Prior
 from .settings import InitSettings, TrainSettings
 from .step import Learner
 
 _NORMALISER_ROWS = 100_000
 """Maximum number of training rows used to compute normaliser statistics. More rows would hardly change the result."""
-_FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout"}
+_FREE_FIELDS = {"loss", "loss_weighting", "text_drop", "image_drop", "attn_dropout", "ff_dropout", "dropout"}
 """Network and diffusion settings for which a recipe may override the initial prior's values. These settings affect
 training, but not the predictions that the network computes from given weights."""
 
@@ -41,7 +40,20 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
     elif settings.diffusion.normaliser != "sqrt_dim":
         rows = dataset.epoch_order("train", settings.seed, 0)[:_NORMALISER_ROWS]
         image_embed = dataset.embeds("img_emb", rows)
+        if settings.diffusion.takes_raw_images:
+            image_embed *= dataset.norms("img_emb")[rows][:, None]
         learner.normaliser.fit(torch.from_numpy(image_embed).to(settings.device))
+
+
+def image_norm_statistics(dataset: EmbeddingDataset) -> NormStatistics | None:
+    """Return the mean and spread of the norms of the training images' embeddings; None if the folder stores none."""
+    if not dataset.has_norms("img_emb"):
+        return None
+    try:
+        norms = dataset.norms("img_emb")[dataset.rows("train")].astype(np.float64)
+    except InputError:  # a damaged norm must not prevent a finished prior from being written
+        return None
+    return NormStatistics(mean=float(norms.mean()), std=float(norms.std()))
 
 
 def load_start(init: InitSettings) -> Prior:
@@ -123,7 +135,7 @@ def check_planned_start(
     sizes = {"embed_dim": size, "text_dim": None} if size is not None else {}
     described = {"clip": identity, "clip_settings": clip_location(clip), "spaces": None}
     check_start(start, f"{embeddings} (embed.clip)", path, known.model_copy(update={**sizes, **described}))
-    if network.max_text_len and known.token_width is not None:
+    if network.max_token_states and known.token_width is not None:
         require_states_condition(settings)
         if settings.text_condition != "online" and not stores_states:
             raise SettingsError(
@@ -233,15 +245,3 @@ def _clip_name(config: PriorConfig) -> str:
     """
     source = config.clip_settings or config.clip.get("source", {})
     return f"{source.get('model', 'unknown')}{'/' if source.get('pretrained') else ''}{source.get('pretrained') or ''}"
-
-
-def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 hash, in hexadecimal, of a prior's weights and normaliser statistics.
-
-    The hash does not depend on the format of the file that the prior was loaded from.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
-        digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ...pipeline.contract.empty_inputs import EmptyInputs
 from ...pipeline.errors import PriorkitError
 from ...pipeline.read.batches import TrainBatch
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.config import PriorConfig, build_network, build_normaliser
+from ..model.empty import set_empty_text
 from ..model.folder import TrainState, optimiser_tensors, restore_optimiser
 from ..network.interface import Condition, Network
 from ..objective.diffusion import diffusion_loss
@@ -23,6 +25,7 @@ from ..objective.schedule import noise_schedule
 from .optim import build_optimiser, learning_rate, update_ema
 from .ranks import Ranks
 from .settings import TrainSettings
+from .text import raw_images
 
 _NAMED_ROWS = 5
 """Maximum number of rows listed in an error message."""
@@ -48,11 +51,14 @@ class NotFinite(PriorkitError):
 class Learner:
     """Network, averaged network, normaliser and optimiser of a training run. All ranks hold identical copies."""
 
-    def __init__(self, config: PriorConfig, settings: TrainSettings, ranks: Ranks) -> None:
+    def __init__(
+        self, config: PriorConfig, settings: TrainSettings, ranks: Ranks, empty: EmptyInputs | None = None
+    ) -> None:
         self._settings, self._ranks = settings, ranks
         self._embed_dim = config.embed_dim
         torch.manual_seed(settings.seed)
         self.network = build_network(config).to(ranks.device)
+        set_empty_text(self.network, empty)
         self.normaliser = build_normaliser(config).to(ranks.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         prepare_network(
@@ -165,9 +171,11 @@ class Learner:
             seed=self._settings.seed, step=step, first=batch.first + part.start, rows=part.stop - part.start,
             draws=self._settings.noise_draws, embed_dim=self._embed_dim, diffusion=diffusion,
         )  # fmt: skip
-        text_embed = F.normalize(text.text_embed[part].to(device).float(), dim=-1)  # (B, D)
+        text_embed = text.text_embed[part].to(device).float()  # (B, D)
+        if not self.network.takes_raw_text:
+            text_embed = F.normalize(text_embed, dim=-1)
         states = None if text.token_states is None else text.token_states[part].to(device).float()  # (B, T, W)
-        image_embed = torch.from_numpy(batch.image_embed[part]).to(device)  # (B, D)
+        image_embed = raw_images(batch)[part].to(device)  # (B, D)
         with autocast(self._settings.dtype, device):
             return diffusion_loss(
                 self.network, self._schedule, diffusion, self.normaliser, image_embed, Condition(text_embed, states),
@@ -179,7 +187,11 @@ class Learner:
 
         Checkpoints therefore do not have to store the state of the generator.
         """
-        torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
+        seed = dropout_seed(self._settings.seed, step, self._ranks.rank)
+        if self._ranks.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also formats a traceback for unused devices
+        else:
+            torch.manual_seed(seed)
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
         """Collect row numbers from all ranks, and return at most `_NAMED_ROWS` of them.

@@ -25,7 +25,7 @@ TextSource = Callable[[TrainBatch], Condition]
 """Function that returns the text embeddings of a batch and, if the network uses them, its token states.
 
 Token states are the outputs of the text encoder, one per token. All returned tensors are on the CPU, in any float
-dtype. The text embeddings need not be L2-normalised.
+dtype. The text embeddings are not normalised if the network takes raw ones; otherwise, they may have any norm.
 """
 
 
@@ -35,9 +35,11 @@ def text_columns(config: PriorConfig, settings: TrainSettings) -> Columns:
     With `text_condition: online`, these are the captions. Otherwise, they are the stored text embeddings, and the token
     states if the network uses them.
     """
+    raw_image = config.diffusion.takes_raw_images
     if settings.text_condition == "online":
-        return Columns(text_embed=False, max_text_len=0, captions=True)
-    return Columns(text_embed=True, max_text_len=_states_used(config), captions=False)
+        return Columns(text_embed=False, max_text_len=0, captions=True, raw_image=raw_image)
+    raw_text = config.network.takes_raw_text
+    return Columns(text_embed=True, max_text_len=_states_used(config), raw_image=raw_image, raw_text=raw_text)
 
 
 def text_source(config: PriorConfig, settings: TrainSettings) -> TextSource:
@@ -59,7 +61,18 @@ def stored_text(batch: TrainBatch) -> Condition:
     """Return the text embeddings that are stored with a batch, and its token states, if any, as a text condition."""
     assert batch.text_embed is not None
     states = None if batch.token_states is None else torch.from_numpy(batch.token_states)
-    return Condition(torch.from_numpy(batch.text_embed), states)
+    return Condition(_with_norms(batch.text_embed, batch.text_norm), states)
+
+
+def raw_images(batch: TrainBatch) -> torch.Tensor:
+    """Return the image embeddings of a batch, `[B, D]`, multiplied by their original norms if the batch has these."""
+    return _with_norms(batch.image_embed, batch.image_norm)
+
+
+def _with_norms(embeds: np.ndarray, norms: np.ndarray | None) -> torch.Tensor:
+    if norms is None:
+        return torch.from_numpy(embeds)
+    return torch.from_numpy(embeds).float() * torch.from_numpy(norms)[:, None]
 
 
 def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> TrainBatch:
@@ -75,7 +88,10 @@ def read_rows(dataset: EmbeddingDataset, rows: np.ndarray, columns: Columns) -> 
         text, states = stored.text_embed, stored.token_states
     if columns.captions:
         captions = [str(c or "") for c in dataset.metadata(rows, ["caption"]).column("caption").to_pylist()]
-    return TrainBatch(rows, image, text, states, captions, 0, len(rows))
+    image_norm, text_norm = (
+        dataset.norms(kind)[rows] if kind in columns.norms else None for kind in ("img_emb", "text_emb")
+    )
+    return TrainBatch(rows, image, text, states, captions, 0, len(rows), image_norm=image_norm, text_norm=text_norm)
 
 
 def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
@@ -85,7 +101,7 @@ def with_text(batch: TrainBatch, encode_text: TextSource) -> EmbeddingBatch:
     """
     text = encode_text(batch)
     states = None if text.token_states is None else text.token_states.numpy()
-    return EmbeddingBatch(batch.rows, batch.image_embed, text.text_embed.numpy(), states)
+    return EmbeddingBatch(batch.rows, raw_images(batch).numpy(), text.text_embed.numpy(), states)
 
 
 class OnlineText:
@@ -120,4 +136,4 @@ class OnlineText:
 
 def _states_used(config: PriorConfig) -> int:
     """Return the maximum number of token states per caption that the network uses, or 0 if it uses none."""
-    return 0 if config.token_width is None else config.network.max_text_len
+    return 0 if config.token_width is None else config.network.max_token_states

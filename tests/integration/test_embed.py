@@ -21,10 +21,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from priorkit.pipeline.contract import storage
+from priorkit.pipeline.contract.empty_inputs import FILE_NAME as EMPTY_INPUTS
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.embed.stage import embed, plan_embed
 from priorkit.pipeline.errors import FolderError, InputError
+from priorkit.pipeline.inspect.folder import inspect_folder
 from priorkit.pipeline.read.dataset import read_embeddings
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
@@ -262,6 +265,112 @@ def test_a_changed_image_shard_is_embedded_again(
     result = embed(str(captioned), str(tmp_path / "out"), embed_settings)
     assert (result.done_now, result.rows) == (1, 1)
     assert keys(tmp_path / "out") == ["0000"]
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_instant_changes_no_byte(
+    captioned: Path, embed_settings: EmbedSettings, tmp_path: Path, folder_bytes: FolderBytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A kill before each rename and removal, then the same command again."""
+    write_tar(captioned / "00001.tar", [{"png": picture(7), "txt": b"another"}])
+    embed(str(captioned), str(tmp_path / "whole"), embed_settings)
+    expected = folder_bytes(tmp_path / "whole")
+    assert {EMPTY_INPUTS, "manifest.json"} < expected.keys()
+    left = [0]
+
+    def counted(action: Callable[..., None]) -> Callable[..., None]:
+        def act(*arguments: Any) -> None:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            action(*arguments)
+
+        return act
+
+    replace, remove = os.replace, os.remove
+    left_behind = []
+    for instants in range(100):
+        out, left[0] = tmp_path / f"out{instants}", instants
+        with monkeypatch.context() as patched:
+            patched.setattr(storage.os, "replace", counted(replace))
+            patched.setattr(storage.os, "remove", counted(remove))  # temporary files stay
+            try:
+                embed(str(captioned), str(out), embed_settings)
+            except Killed:
+                left_behind.append(any(out.glob(f"{EMPTY_INPUTS}.*")) or (out / EMPTY_INPUTS).exists())
+        if len(left_behind) == instants:
+            break
+        embed(str(captioned), str(out), embed_settings)
+        assert folder_bytes(out) == expected, f"killed before action {instants}"
+    assert instants > 10
+    assert left_behind.count(True) >= 2  # before the file gets its name, and before the manifest records it
+
+
+def test_a_complete_folder_gets_its_empty_inputs_and_keeps_its_shards(
+    captioned: Path, embed_settings: EmbedSettings, tiny_clip: Path, tmp_path: Path, folder_bytes: FolderBytes
+) -> None:
+    out = tmp_path / "out"
+    embed(str(captioned), str(out), embed_settings)
+    expected = folder_bytes(out)
+    fingerprint = read_embeddings(str(out)).content_fingerprint
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["about"]["empty_inputs"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / EMPTY_INPUTS).unlink()
+    assert read_embeddings(str(out)).empty_inputs is None
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*_0000.*")}
+    assert embed(str(captioned), str(out), embed_settings).done_now == 0
+    assert folder_bytes(out) == expected
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert read_embeddings(str(out)).content_fingerprint == fingerprint
+    (out / EMPTY_INPUTS).unlink()
+    assert any(EMPTY_INPUTS in problem for problem in inspect_folder(str(out)).problems)
+    embed(str(captioned), str(out), embed_settings)
+    assert folder_bytes(out) == expected
+    assert inspect_folder(str(out)).problems == []
+
+
+def test_raw_embeddings_and_empty_inputs_are_those_of_open_clip(
+    captioned: Path, by_hand: tuple[Any, Any, Any], embed_settings: EmbedSettings, tmp_path: Path
+) -> None:
+    embed(str(captioned), str(tmp_path / "out"), embed_settings.model_copy(update={"token_states": False}))
+    model, _, tokenizer = by_hand
+    dataset = read_embeddings(str(tmp_path / "out"))
+    with torch.no_grad():
+        zero = model.encode_image(torch.zeros(1, 3, 32, 32))[0].numpy()
+        text = model.encode_text(tokenizer(["", *CAPTIONS])).numpy()
+    empty = dataset.empty_inputs
+    assert empty is not None
+    assert empty.token_states is not None
+    assert (empty.token_states.shape, dataset.token_width) == ((2, 16), None)
+    np.testing.assert_allclose(empty.image_embed, zero, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(empty.text_embed, text[0], rtol=1e-5, atol=1e-6)
+    raw = dataset.take(np.arange(5), raw_text=True).text_embed
+    assert np.linalg.norm(raw - text[1:]) < 1e-3 * np.linalg.norm(text[1:])
+
+
+def test_a_folder_that_is_overwritten_by_another_engine_or_clip_keeps_no_empty_inputs(
+    captioned: Path, embed_settings: EmbedSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    embed(str(captioned), str(out), embed_settings)
+    before = read_embeddings(str(out)).empty_inputs
+    half = embed_settings.model_copy(update={"dtype": "bfloat16"})
+    monkeypatch.setattr("priorkit.pipeline.embed.stage.run_shards", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        embed(str(captioned), str(out), half, overwrite=True)
+    assert not (out / EMPTY_INPUTS).exists()
+    monkeypatch.undo()
+    embed(str(captioned), str(out), half)
+    after = read_embeddings(str(out)).empty_inputs
+    assert before is not None
+    assert after is not None
+    assert not np.array_equal(before.image_embed, after.image_embed)
 
 
 def test_a_lost_image_shard_is_refused(captioned: Path, embed_settings: EmbedSettings, tmp_path: Path) -> None:

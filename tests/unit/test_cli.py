@@ -34,7 +34,7 @@ from priorkit.recipes.recipe import DEMO_PORT
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
     "download", "embed", "adopt", "inspect", "train", "evaluate", "compare", "report", "sample", "decode", "convert",
-    "run", "status", "demo", "doctor",
+    "export", "run", "status", "demo", "doctor",
 ]  # fmt: skip
 FOLDERS = FolderSettings()
 
@@ -92,6 +92,9 @@ DEFAULTS = {
     ("decode", "prompts"): "the decoder's",
     ("decode", "noise_level"): "0",
     ("convert", "weights"): "ema",
+    ("export", "format"): "diffusers",
+    ("export", "dtype"): "float32",
+    ("export", "weights"): "ema",
     ("evaluate", "workers"): "this process",
     ("run", "start"): "the recipe's",
     ("run", "until"): "evaluate",

@@ -19,6 +19,8 @@ KEY_COLUMNS = ("key", "image_path")
 GROUP_COLUMNS = ("sha256", "md5", "url")
 """Names of the metadata columns that show which rows have the same image, in order of preference."""
 CAPTION_COLUMN = "caption"
+NORM_COLUMNS = {"img_emb": "image_norm", "text_emb": "text_norm"}
+"""Metadata column with the norms that the embeddings had before normalisation, keyed by kind of embedding."""
 _COMMON_COLUMNS = (*KEY_COLUMNS, CAPTION_COLUMN)
 """Names of the columns that must be in either all metadata files of a folder or none."""
 _SHOWN_NUMBERS = 5

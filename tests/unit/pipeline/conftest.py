@@ -40,11 +40,15 @@ def write_embeddings(tmp_path: Path) -> WriteEmbeddings:
     """Write shards of rows; the name of each row determines its vectors."""
 
     def write(
-        shards: list[list[str]], folder: str = "emb", columns: dict[str, Callable[[str], Any]] | None = None
+        shards: list[list[str]],
+        folder: str = "emb",
+        columns: dict[str, Callable[[str], Any]] | None = None,
+        norms: dict[str, Callable[[str], float]] | None = None,
+        about: dict[str, Any] = ABOUT,
     ) -> Path:
         columns = {"sha256": lambda name: f"hash of {name}"} if columns is None else columns
         store = Store(str(tmp_path / folder))
-        with open_stage(store, Manifest("embed", {}, {}, dict(ABOUT))) as held:
+        with open_stage(store, Manifest("embed", {}, {}, dict(about))) as held:
             inputs = {f"{number:04d}": repr(names) for number, names in enumerate(shards)}
             for shard in held.pending(inputs):
                 names = shards[int(shard)]
@@ -60,6 +64,8 @@ def write_embeddings(tmp_path: Path) -> WriteEmbeddings:
                     np.save(file, np.cumsum([0, *(len(one) for one in flat)], dtype=np.int64))
                 table = {"caption": pa.array(names, pa.string()), "key": pa.array(names, pa.string())}
                 table |= {name: pa.array([make(row) for row in names], pa.string()) for name, make in columns.items()}
+                for name, norm in (norms or {}).items():
+                    table[name] = pa.array([norm(row) for row in names], pa.float32())
                 with commit.create(f"metadata/metadata_{shard}.parquet") as file:
                     pq.write_table(pa.table(table), file)
                 held.add(commit.commit(rows=len(names)))

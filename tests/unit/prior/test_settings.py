@@ -166,11 +166,13 @@ def test_unknown_keys_name_the_nearest(cls: type[Settings], values: dict[str, An
 def test_the_network_accepts_every_setting() -> None:
     """`build_network` passes all settings by name."""
     arguments = set(inspect.signature(PriorNetwork.__init__).parameters) - {"self"}
-    assert arguments == set(NetworkSettings.model_fields) | {"embed_dim", "text_dim", "token_width"}
+    assert arguments == set(NetworkSettings.model_fields) - {"family"} | {"embed_dim", "text_dim", "token_width"}
 
 
 def test_defaults_of_the_network_and_its_settings_agree() -> None:
     parameters = inspect.signature(PriorNetwork.__init__).parameters
     for name, field in NetworkSettings.model_fields.items():
+        if name == "family":
+            continue
         default = parameters[name].default
         assert default in (inspect.Parameter.empty, field.default), name

@@ -163,7 +163,7 @@ def test_only_the_training_listens_for_stop_requests(make_recipe: MakeRecipe) ->
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["train.network.max_text_len=4"], SettingsError, r"max_text_len=4 needs embed\.token_states=true"),
+        (["train.network.max_text_len=4"], SettingsError, r"up to 4 token states: set embed\.token_states=true"),
         (["evaluate.sample.steps=51", "train.diffusion.timesteps=50"], SettingsError, r"steps=51 is more than .*=50"),
         (["read.test_fraction=0"], SettingsError, r"test has no rows, since read\.test_fraction=0"),
         (["embed.clip.model=local-dir:/nowhere"], InputError, "/nowhere holds no open_clip_config"),

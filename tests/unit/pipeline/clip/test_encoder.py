@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -261,3 +262,34 @@ def test_a_tower_without_token_states_is_refused_if_they_are_required(tiny_clip:
     assert ClipEncoder(encoder_settings(tiny_clip, clip=clip)).identity["token_width"] is None
     with pytest.raises(InputError, match=r"gives no token states; set embed\.token_states=false"):
         ClipEncoder(encoder_settings(tiny_clip, clip=clip, token_states=True))
+
+
+def test_empty_inputs_are_a_zero_image_and_the_empty_text(tiny_clip: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        encoder = load_encoder(encoder_settings(tiny_clip, dtype=dtype))
+        empty = encoder.encode_empty()
+        grey = torch.full((32, 32, 3), 127.5)  # zero after the mean of 0.5 is subtracted
+        image = encoder.encode_images([grey])[0]
+        text = encoder.encode_texts([""], token_states=True)
+        assert (text.lengths, text.token_states is not None) == ([2], True)
+        assert np.array_equal(empty.image_embed, image.numpy())
+        assert np.array_equal(empty.text_embed, text.text_embed[0].numpy())
+        assert np.array_equal(empty.token_states, text.token_states)
+        assert abs(np.linalg.norm(empty.image_embed) - 1) > 0.01
+        assert {values.dtype for values in empty.tensors().values()} == {np.dtype(np.float32)}
+
+
+def test_empty_inputs_have_no_token_states_if_the_tower_has_none(
+    tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = ClipEncoder(encoder_settings(tiny_clip))
+    monkeypatch.setattr(encoder._text, "token_width", None)
+    assert encoder.encode_empty().token_states is None
+
+
+def test_empty_inputs_that_are_not_finite_are_refused(tiny_clip: Path, tmp_path: Path) -> None:
+    weights = tensors(tiny_clip)
+    weights["visual.proj"] = weights["visual.proj"] * float("nan")
+    clip = write_folder(tmp_path / "clip", {"w.pt": weights})
+    with pytest.raises(InputError, match=r"image_embed of the empty input contains NaN .*; try embed\.dtype=float32"):
+        ClipEncoder(encoder_settings(tiny_clip, clip=clip)).encode_empty()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from priorkit.pipeline.compute.stage import no_progress
+from priorkit.pipeline.contract.empty_inputs import EmptyInputs, write_empty_inputs
 from priorkit.pipeline.contract.manifest import read_manifest
 from priorkit.pipeline.contract.storage import TEMPORARY_SUFFIX, Store
 from priorkit.pipeline.inspect.embedding_folders import RecordedEmbeddings, inspect_foreign_embeddings
@@ -85,3 +87,18 @@ def test_a_foreign_folder_is_paired_by_number(write_embeddings: WriteEmbeddings,
 
 def test_a_folder_of_other_files_is_not_inspected(tmp_path: Path) -> None:
     assert inspect_foreign_embeddings(Store(str(tmp_path)), ["notes.txt"], no_progress) is None
+
+
+def test_outputs_for_empty_inputs_are_compared_with_their_record(write_embeddings: WriteEmbeddings) -> None:
+    folder = write_embeddings(SHARDS, columns=COLUMNS)
+    store = Store(str(folder))
+    values = np.ones(8, np.float32)
+    about = write_empty_inputs(store, EmptyInputs(values, values, None))
+    assert inspect_recorded(folder).problems == []  # a file that is not recorded may be of a run that was killed
+    manifest = store.read_json("manifest.json")
+    manifest["about"] |= about
+    store.write_json("manifest.json", manifest)
+    assert inspect_recorded(folder).problems == []
+    write_empty_inputs(store, EmptyInputs(values, 2 * values, None))
+    (problem,) = inspect_recorded(folder).problems
+    assert "empty_inputs.safetensors differs from the manifest" in problem

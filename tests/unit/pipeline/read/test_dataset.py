@@ -6,15 +6,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from priorkit.pipeline.contract.empty_inputs import EmptyInputs, write_empty_inputs
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset, read_embeddings
 from priorkit.pipeline.read.settings import ReadSettings
+
+from ..conftest import ABOUT
 
 WriteEmbeddings = Callable[..., Path]
 NAMES = [f"row{number}" for number in range(300)]
@@ -156,3 +161,102 @@ def test_a_folder_without_text_embeddings_opens(write_embeddings: WriteEmbedding
     assert len(dataset.rows("train")) > 200
     with pytest.raises(InputError, match=r"stores no text embeddings; embed with embed\.text=true"):
         dataset.take(np.arange(3))
+
+
+def image_norm(name: str) -> float:
+    return 5 + int(name[3:]) / 16
+
+
+def text_norm(name: str) -> float:
+    return 9 - int(name[3:]) / 64
+
+
+NORMS = {"image_norm": image_norm, "text_norm": text_norm}
+
+
+def test_norms_are_those_of_the_metadata_and_cached(write_embeddings: WriteEmbeddings) -> None:
+    folder = write_embeddings(SHARDS, norms=NORMS)
+    dataset = EmbeddingDataset(str(folder), HALVES)
+    assert (dataset.has_norms("img_emb"), dataset.has_norms("text_emb")) == (True, True)
+    assert list(folder.glob("selections/*_norm_*")) == []
+    for kind, norm in (("img_emb", image_norm), ("text_emb", text_norm)):
+        found = dataset.norms(kind)  # type: ignore[arg-type]
+        assert found.dtype == np.float32
+        assert found.tolist() == [norm(name) for name in NAMES]
+    (cached,) = folder.glob("selections/text_norm_*.npy")
+    values = np.load(cached)
+    values[7] = 100
+    np.save(cached, values)
+    assert EmbeddingDataset(str(folder)).norms("text_emb")[7] == 100  # read from the cache
+
+
+def test_raw_text_embeddings_are_multiplied_by_their_norms(write_embeddings: WriteEmbeddings) -> None:
+    dataset = read_embeddings(str(write_embeddings(SHARDS, norms=NORMS)))
+    rows = np.array([299, 0, 150, 7, 7])
+    unit, raw = dataset.take(rows), dataset.take(rows, raw_text=True)
+    norms = np.array([text_norm(NAMES[row]) for row in rows], np.float32)
+    assert raw.text_embed.dtype == np.float32
+    assert np.array_equal(raw.text_embed, unit.text_embed * norms[:, None])
+    assert np.array_equal(raw.image_embed, unit.image_embed)
+
+
+def test_a_folder_without_norms_is_refused_with_the_fix(write_embeddings: WriteEmbeddings) -> None:
+    dataset = read_embeddings(str(write_embeddings(SHARDS, norms={"image_norm": image_norm})))
+    assert (dataset.has_norms("img_emb"), dataset.has_norms("text_emb")) == (True, False)
+    expected = (
+        r"stores no norms of its text embeddings before normalisation: metadata/metadata_0000\.parquet has no column "
+        r"'text_norm'\.\n.*embed\.engine=native, or adopt .* `priorkit adopt --normalise`"
+    )
+    with pytest.raises(InputError, match=expected):
+        dataset.norms("text_emb")
+    with pytest.raises(InputError, match=expected):
+        dataset.take(np.arange(2), raw_text=True)
+
+
+def test_a_norm_that_is_not_positive_is_named(write_embeddings: WriteEmbeddings) -> None:
+    norms = {"image_norm": lambda name: 0.0 if name == "row130" else 3.0}
+    dataset = read_embeddings(str(write_embeddings(SHARDS, norms=norms)))
+    with pytest.raises(InputError, match=r"metadata_0001\.parquet, row 30: image_norm is 0\.0, not a positive finite"):
+        dataset.norms("img_emb")
+
+
+@pytest.mark.parametrize(
+    ("about", "known"),
+    [
+        (ABOUT, True),
+        ({**ABOUT, "spaces": {}}, False),
+        ({"spaces": {"target": {"name": "a", "size": 8}}, "not_clip": "other"}, True),
+    ],
+    ids=["embedded", "adopted", "adopted, not of a CLIP"],
+)
+def test_norms_of_embeddings_that_were_adopted_as_unit_vectors_are_unknown(
+    write_embeddings: WriteEmbeddings, about: dict[str, Any], known: bool
+) -> None:
+    """Vectors of other models may have norm 1 themselves."""
+    folder = write_embeddings(SHARDS, norms={"image_norm": lambda name: 0.9995}, about=about)
+    if "spaces" in about:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        about = {**about, "spaces": {role: {"name": role, "size": 8} for role in ("source", "target")}}
+        for record in manifest["shards"].values():  # a folder that is not of a CLIP has no token states
+            record["files"] = {name: file for name, file in record["files"].items() if "token_states" not in name}
+        shutil.rmtree(folder / "token_states")
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "stage": "adopt", "about": about}))
+    dataset = read_embeddings(str(folder))
+    assert dataset.has_norms("img_emb") is known
+    if not known:
+        with pytest.raises(InputError, match=r"they had norm 1 when they were adopted \(column 'image_norm'\)"):
+            dataset.norms("img_emb")
+
+
+def test_empty_inputs_are_read_if_the_manifest_records_them(write_embeddings: WriteEmbeddings) -> None:
+    folder = write_embeddings(SHARDS)
+    assert read_embeddings(str(folder)).empty_inputs is None
+    values = np.arange(8, dtype=np.float32)
+    about = write_empty_inputs(Store(str(folder)), EmptyInputs(values, values + 1, None))
+    assert read_embeddings(str(folder)).empty_inputs is None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["about"] |= about
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    empty = read_embeddings(str(folder)).empty_inputs
+    assert empty is not None
+    assert empty.text_embed.tolist() == (values + 1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from priorkit.pipeline.errors import InputError
+from priorkit.pipeline.read.batches import BatchStream
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.pipeline.read.shuffle import EpochPlan, Share
@@ -105,3 +107,29 @@ def test_rows_that_are_rounded_are_normalised_and_counted(dataset: EmbeddingData
     norms = np.linalg.norm(batch.image_embed.astype(np.float64), axis=1)
     assert norms == pytest.approx([1, 1], abs=1e-3)
     assert dataset.rounded == {"image": 1}
+
+
+def norm_of(name: str) -> float:
+    return 5 + int(name[3:]) / 16
+
+
+@pytest.mark.parametrize("columns", [Columns(raw_image=True, raw_text=True), Columns(False, raw_image=True), Columns()])
+def test_norms_of_a_batch_are_those_of_its_rows(write_embeddings: Callable[..., Path], columns: Columns) -> None:
+    """Batches of 7 rows come from one window or from two."""
+    norms = {"image_norm": norm_of, "text_norm": lambda name: 2 * norm_of(name)}
+    dataset = EmbeddingDataset(str(write_embeddings([NAMES[:17], NAMES[17:]], norms=norms)), ALL_TRAIN)
+    stream = BatchStream(dataset, "train", batch_size=7, seed=0, columns=columns)
+    for batch in itertools.islice(stream.batches(), 2 * stream.steps_per_epoch):
+        expected = np.array([norm_of(NAMES[row]) for row in batch.rows], np.float32)
+        for found, wanted, factor in (
+            (batch.image_norm, columns.raw_image, 1), (batch.text_norm, columns.raw_text, 2)
+        ):  # fmt: skip
+            assert (found is not None) is wanted
+            if found is not None:
+                assert found.dtype == np.float32
+                assert np.array_equal(found, factor * expected)
+
+
+def test_norms_that_a_folder_lacks_are_refused(dataset: EmbeddingDataset) -> None:
+    with pytest.raises(InputError, match="stores no norms of its image embeddings"):
+        BlockReader(dataset, "train", Columns(raw_image=True))

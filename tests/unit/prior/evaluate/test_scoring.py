@@ -240,7 +240,7 @@ def test_a_prior_reads_its_token_states_and_baselines_read_none(
     asked: list[int] = []
     take = dataset.take
 
-    def observed(rows: np.ndarray, max_text_len: int = 0) -> Any:
+    def observed(rows: np.ndarray, max_text_len: int = 0, **_: bool) -> Any:
         asked.append(max_text_len)
         return take(rows)
 

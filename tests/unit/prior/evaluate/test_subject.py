@@ -27,6 +27,7 @@ from priorkit.prior.model.prior import Prior
 from priorkit.prior.sampling.settings import SampleSettings
 
 from ..embeddings import DIM, SPLITS, write_embeddings
+from ..interchange.diffusers.folders import make_weights, write_pipeline
 from ..reference import randomise
 
 MakePrior = Callable[..., Prior]
@@ -258,3 +259,16 @@ def test_a_trained_prior_that_was_changed_is_refused(
         file.write(b" ")
     with pytest.raises(InputError, match=f"prior/{name} differs from what was trained"):
         subject.check(dataset, [], ["ema"])
+
+
+def test_a_folder_of_diffusers_is_a_prior_with_its_scheduler(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline"
+    write_pipeline(path)
+    subject = find_subject(PriorSource(str(path)), None)
+    assert (subject.kind, subject.trained_on) == ("prior", None)
+    assert subject.parameters("ema") == sum(
+        value.numel() for name, value in make_weights().items() if not name.startswith("clip_")
+    )
+    scheduler = path / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("5.0", "6.0"))
+    assert find_subject(PriorSource(str(path)), None).content != subject.content

@@ -149,12 +149,6 @@ def test_the_message_for_another_file_ending_says_what_to_do(
             load_prior(tmp_path / name, **options)
 
 
-def test_a_prior_of_diffusers_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "PriorTransformer", "num_layers": 20}))
-    with pytest.raises(InputError, match="a PriorTransformer of diffusers, which priorkit does not read"):
-        load_prior(tmp_path)
-
-
 def test_a_file_without_a_version_asks_for_it(write: Callable[..., str], settings: str) -> None:
     with pytest.raises(SettingsError, match=r"a\.pth: stores no version; give function_version="):
         load_prior(write(version=None), config=settings)

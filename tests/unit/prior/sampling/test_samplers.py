@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 
 from priorkit.prior.network.function_version import FunctionVersion
 from priorkit.prior.objective.schedule import NoiseSchedule, noise_schedule
+from priorkit.prior.sampling.by_name import find_sampler, sampling_grid, timestep_grid
 from priorkit.prior.sampling.samplers import (
     Estimate,
     EstimateX0,
     ddim,
     ddpm,
     dpmsolver_pp,
-    find_sampler,
     generator_noise,
     log_snr_grid,
-    sampling_grid,
     seeded_noise,
-    timestep_grid,
 )
 
 NAMES: tuple[Any, ...] = ("ddpm", "ddim", "dpmsolver++", "dalle2-ddim")

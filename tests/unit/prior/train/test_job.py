@@ -72,7 +72,7 @@ def test_embeddings_without_a_clip_need_one(settings: TrainSettings, tmp_path: P
 
 def test_token_states_that_are_not_stored_are_refused(settings: TrainSettings, tmp_path: Path) -> None:
     dataset = EmbeddingDataset(str(write_embeddings(tmp_path / "embeddings", rows=20)), READ)
-    with pytest.raises(InputError, match=r"max_text_len=3, but .* stores no token states; embed with"):
+    with pytest.raises(InputError, match=r"up to 3 token states, but .* stores none; embed with"):
         make_job(
             dataset, Store(str(tmp_path)), changed(settings, network__max_text_len=3), ComputeSettings(), None
         )  # fmt: skip

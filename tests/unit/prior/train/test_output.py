@@ -170,7 +170,7 @@ def test_the_watch_is_asked_before_every_file(job: TrainJob, folder: TrainingFol
     recorder = Recorder(job, folder, watch, 0)
     recorder.save_if_best(learner.average, 3, 1.0)
     recorder.save(learner.state(3))
-    record = recorder.publish(learner.average, learner.normaliser, rows=42)
+    record = recorder.publish(learner.average, learner.normaliser, image_norm=None, rows=42)
     assert watch.writes == 3
     assert (record.name, record.rows, record.input, record.settings) == ("prior", 42, job.record_input, job.fingerprint)
     assert set(record.files) == {"config.json", "model.safetensors", "metrics.jsonl"}

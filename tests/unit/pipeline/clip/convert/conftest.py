@@ -61,10 +61,12 @@ def write_tokenizer(folder: Path, end: str = "<end>") -> None:
     wrapped.save_pretrained(folder)
 
 
-def write_clip(folder: Path, *, text: dict[str, Any] | None = None, end: str = "<end>", **vision: Any) -> Any:
+def write_clip(
+    folder: Path, *, text: dict[str, Any] | None = None, end: str = "<end>", projection: int = 20, **vision: Any
+) -> Any:
     """Write a CLIP with its processor and tokenizer, and return the model."""
     config = transformers.CLIPConfig(
-        text_config={**CLIP_TEXT, **(text or {})}, vision_config={**CLIP_VISION, **vision}, projection_dim=20
+        text_config={**CLIP_TEXT, **(text or {})}, vision_config={**CLIP_VISION, **vision}, projection_dim=projection
     )
     model = randomise(transformers.CLIPModel(config))
     model.save_pretrained(folder)  # type: ignore[operator]

@@ -105,6 +105,46 @@ def test_a_siglip_of_transformers_gives_the_vectors_of_transformers(siglip: tupl
     assert encoder.identity["preprocess"]["resize_mode"] == "squash"
 
 
+@torch.no_grad()
+def require_equal_empty_inputs(folder: Path, vision: Any, text: Any, pad: bool) -> None:
+    """Compare the outputs for empty inputs, as diffusers computes them, by the largest difference over the norm."""
+    empty = ClipEncoder(encoder_settings(folder)).encode_empty()
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(
+        "", padding="max_length" if pad else False, max_length=12, return_tensors="pt"
+    )["input_ids"]
+    output = text(tokens)
+    pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
+    image = vision(torch.zeros(1, 3, 30, 30))
+    expected = {
+        "image_embed": (image.image_embeds if hasattr(image, "image_embeds") else image.pooler_output)[0],
+        "text_embed": pooled[0],
+        "token_states": output.last_hidden_state[0],
+    }
+    for name, found in empty.tensors().items():
+        values = expected[name].numpy()
+        assert found.shape == values.shape, name
+        assert np.linalg.norm(found - values) <= 1e-6 * np.linalg.norm(values), name
+
+
+def test_empty_inputs_of_a_clip_equal_those_of_transformers(clip: tuple[Path, Any]) -> None:
+    folder, model = clip
+    towers = []
+    for kind, config, parts in (
+        (transformers.CLIPVisionModelWithProjection, model.config.vision_config, ("vision_model", "visual_projection")),
+        (transformers.CLIPTextModelWithProjection, model.config.text_config, ("text_model", "text_projection")),
+    ):
+        tower = kind(type(config)(**{**config.to_dict(), "projection_dim": 20})).eval()
+        tower.load_state_dict({name: value for name, value in model.state_dict().items() if name.startswith(parts)})
+        towers.append(tower)
+    require_equal_empty_inputs(folder, *towers, pad=False)
+
+
+def test_empty_inputs_of_a_siglip_equal_those_of_transformers(siglip: tuple[Path, Any]) -> None:
+    """Its text tower has no end-of-text token and reads all positions."""
+    model = siglip[1]
+    require_equal_empty_inputs(siglip[0], model.vision_model, model.text_model, pad=True)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh"])
 def test_other_activations_norms_and_ends_are_converted(activation: str, tmp_path: Path) -> None:
     """The end of a text is a word here, whose number is not the highest."""

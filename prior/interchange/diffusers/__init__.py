@@ -1,0 +1,1 @@
+"""Reading and writing of diffusers' priors (`PriorTransformer`) without diffusers."""

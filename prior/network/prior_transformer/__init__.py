@@ -1,0 +1,1 @@
+"""The prior network of diffusers, `PriorTransformer`, which Karlo, Kandinsky and ECLIPSE use."""
