@@ -327,6 +327,12 @@ def test_an_interruption_says_what_was_written(
             "it holds the prompts of 1 of its 3 rows; draw them alone with --limit 1, or give",
         ),
         ("kandinsky-2.1", {}, [], "it holds the prompts of 0 of its 3 rows; give empty prompts with --no-prompts"),
+        (
+            "kandinsky-2.1",
+            {},
+            ["a", "row 1", "b"],
+            "row 1 has no prompt, because it was sampled from a stored embedding",
+        ),
         ("stable-unclip", {"prompts": True}, ["a"], "it holds the prompts of 1 of its 3 rows"),
         ("karlo", {"size": 64}, None, "karlo draws pictures of one size"),
     ],
