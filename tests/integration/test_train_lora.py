@@ -18,10 +18,12 @@ from priorkit.pipeline.settings import parse_settings
 from priorkit.prior.interchange.adapter_file import ADAPTER_NAME, read_adapters
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.lora import merge
+from priorkit.prior.train.loop import run_loop
 from priorkit.prior.train.ranks import Ranks
 from priorkit.prior.train.step import Learner
 
 from ..unit.prior.interchange.diffusers.folders import CONFIG, write_model
+from .test_train_ranks import Seen, assert_same_losses, job_of, on_ranks
 
 READ = ReadSettings(validation_fraction=0.2)
 LORA = {"rank": 3, "alpha": 6.0}
@@ -135,3 +137,19 @@ def test_mistakes_are_named(embeddings_folder: Path, start: Path, tmp_path: Path
     wrong = settings(start, lora={"targets": ["to_qkv"]})
     with pytest.raises(SettingsError, match=r"train\.lora\.targets: no linear layer is named to_qkv; known are"):
         train(str(embeddings_folder), str(tmp_path / "prior"), wrong, READ)
+
+
+@pytest.mark.slow
+def test_ranks_train_the_adapters_of_one_process_and_resume(
+    embeddings_folder: Path, start: Path, tmp_path: Path
+) -> None:
+    """Only the first rank reads the initial prior, also when checkpoints without its weights are resumed."""
+    chosen = settings(start, log_every=1)
+    run_loop(job := job_of(embeddings_folder, tmp_path / "alone", chosen), job.open_embeddings(), Seen())
+    on_ranks(job_of(embeddings_folder, tmp_path / "two", chosen, limit=3), 2, tmp_path / "ranks")
+    assert not (tmp_path / "two" / ADAPTER_NAME).exists()
+    on_ranks(job_of(embeddings_folder, tmp_path / "two", chosen), 2, tmp_path / "ranks")
+    assert_same_losses(tmp_path / "alone", tmp_path / "two", 6)
+    one, two = (read_adapters(tmp_path / name) for name in ("alone", "two"))
+    for name, adapter in one.items():
+        torch.testing.assert_close(two[name].up, adapter.up, rtol=1e-3, atol=1e-5)
