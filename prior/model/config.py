@@ -69,6 +69,8 @@ class PriorConfig(Settings):
     of a CLIP. Sources and predictions are then in different spaces, in which cosines between them mean nothing."""
     image_norm: NormStatistics | None = None
     """Norms of the training images' embeddings before they were normalised; null if they are unknown."""
+    lora: bool = False
+    """True if training trained adapters (LoRA). They are merged into the weights, and also stored alone."""
     trained_on: TrainedOn | None = None
     """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
     imported from a DALLE2-pytorch checkpoint."""

@@ -26,6 +26,7 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.json_text import parse_json
 from ...pipeline.settings import parse_settings
 from ..network.interface import Network
+from ..network.lora import is_adapter_weight
 from ..objective.normaliser import EmbeddingNormaliser
 from .config import PriorConfig, build_network, build_normaliser
 from .empty import empty_tensors, take_empty_tensors
@@ -69,7 +70,7 @@ def save_prior(
     tensors = {**prior_tensors(network, normaliser), **empty_tensors(empty)}
     with create(WEIGHTS_NAME) as file:
         file.write(safetensors.torch.save(_to_cpu(tensors)))
-    unused = {name for name in ("spaces", "image_norm") if getattr(config, name) is None}
+    unused = {name for name in ("spaces", "image_norm", "lora") if not getattr(config, name)}
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json", exclude=unused)}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
@@ -268,6 +269,8 @@ def clear_states(store: Store) -> None:
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
     """Write the weights of `network` to `best.safetensors`, replacing any previous file.
 
+    Of a network with adapters, only the weights of the adapters are written.
+
     Args:
         network: network with the averaged weights (EMA), which have the lowest validation loss so far.
         step: number of completed training steps.
@@ -275,8 +278,11 @@ def save_best(store: Store, network: Network, step: int, loss: float, settings_f
         settings_fingerprint: fingerprint of the training settings, which `load_best` compares.
     """
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
+    weights = network.state_dict()
+    if adapters := {name: value for name, value in weights.items() if is_adapter_weight(name)}:
+        weights = adapters  # the other weights are not trained
     with store.create(BEST_NAME) as file:
-        file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
+        file.write(safetensors.torch.save(_to_cpu(weights), metadata))
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:

@@ -25,6 +25,7 @@ from ..model.text_encoder import find_text_encoder
 from ..model.train_manifest import STAGE
 from .settings import TrainSettings
 from .start import (
+    check_lora,
     check_start,
     has_unknown_clip,
     load_start,
@@ -138,6 +139,7 @@ def make_job(
     if settings.init_from is not None:
         start = load_start(settings.init_from)
         check_start(start, dataset.store.url, settings.init_from.path, config)
+        check_lora(settings, start)
         if has_unknown_clip(start.config):
             notes = (
                 f"train.init_from {settings.init_from.path} does not name its CLIP, so it is not known whether it was "
@@ -148,7 +150,7 @@ def make_job(
         names = ("clip", "clip_settings", "spaces", "trained_on")
         data = {name: getattr(config, name) for name in names}
         function = {"network": settings.network, "diffusion": settings.diffusion}
-        config = start.config.model_copy(update={**function, **data})
+        config = start.config.model_copy(update={**function, **data, "lora": settings.lora is not None})
         identity["train"] = settings.identity()
         identity["init_from"] = {"sha256": prior_fingerprint(start)}
     identity["embeddings"] = {"rows": dataset.count, "sha256": dataset.content_fingerprint}

@@ -16,6 +16,7 @@ from ...pipeline.settings import Settings, parse_settings
 from ..interchange.load import load_prior
 from ..model.config import NormStatistics, PriorConfig
 from ..model.prior import Prior
+from ..network.lora import find_targets, is_adapter_weight
 from .settings import InitSettings, TrainSettings
 from .step import Learner
 
@@ -35,7 +36,8 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
     if settings.init_from is not None:
         start = load_start(settings.init_from)
         for network in (learner.network, learner.average):
-            network.load_state_dict(start.network.state_dict())
+            adapters = {name: value for name, value in network.state_dict().items() if is_adapter_weight(name)}
+            network.load_state_dict({**start.network.state_dict(), **adapters})
         learner.normaliser.load_state_dict(start.normaliser.state_dict())
     elif settings.diffusion.normaliser != "sqrt_dim":
         rows = dataset.epoch_order("train", settings.seed, 0)[:_NORMALISER_ROWS]
@@ -127,6 +129,7 @@ def check_planned_start(
     assert settings.init_from is not None
     path = settings.init_from.path
     start = load_start(settings.init_from)
+    check_lora(settings, start)
     known, network = start.config, settings_of_start(settings, start).network
     if not identity:
         source = clip_source(clip)
@@ -142,6 +145,19 @@ def check_planned_start(
                 f"train.init_from {path}: this prior takes token states; set embed.token_states=true, so that they are "
                 "stored, or train.text_condition=online"
             )
+
+
+def check_lora(settings: TrainSettings, start: Prior) -> None:
+    """Check that the initial prior has the layers that adapters are trained for.
+
+    Raises:
+        SettingsError: it lacks one.
+    """
+    try:
+        if settings.lora is not None:
+            find_targets(start.network, settings.lora.targets)
+    except ValueError as error:
+        raise SettingsError(f"train.lora.targets: {error}") from None
 
 
 def require_states_condition(settings: TrainSettings) -> None:
