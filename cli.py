@@ -16,6 +16,7 @@ from .pipeline.commands.inspect import inspect
 from .pipeline.display import streams
 from .prior.commands.compare import compare
 from .prior.commands.convert import convert
+from .prior.commands.decode import decode
 from .prior.commands.export import export
 from .prior.commands.report import report
 from .prior.commands.sample import sample
@@ -45,6 +46,7 @@ for command in (
     report,
     compare,
     sample,
+    decode,
     convert,
     export,
     run,

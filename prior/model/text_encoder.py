@@ -9,6 +9,7 @@ from ...pipeline.clip.identity import Match, clip_difference, compare_clips, tex
 from ...pipeline.clip.settings import ClipSettings, EncoderSettings
 from ...pipeline.compute.device import resolve
 from ...pipeline.compute.settings import DeviceSettings
+from ...pipeline.contract.empty_inputs import EmptyInputs
 from ...pipeline.errors import InputError
 from ...pipeline.read.dataset import EmbeddingDataset
 from .config import PriorConfig
@@ -37,24 +38,48 @@ def find_text_encoder(
     """
     from ...pipeline.clip.encoder import load_text_encoder
 
+    settings = _encoder_settings(location, identity, device)
+    encoder = load_text_encoder(settings)
+    clip = settings.clip
+    if differing := clip_difference(text_parts(identity), encoder.identity):
+        other = "weights" if "weights_sha256" in differing else differing
+        raise InputError(f"the CLIP {clip.model} here has other {other} than the one {made}")
+    return encoder
+
+
+def encode_empty_inputs(location: Mapping[str, Any], identity: Mapping[str, Any]) -> EmptyInputs:
+    """Compute a CLIP model's outputs for an image of zeros and the empty text.
+
+    Args:
+        location, identity: as for `find_text_encoder`.
+
+    Raises:
+        InputError: the CLIP model cannot be loaded, or differs from `identity`.
+    """
+    from ...pipeline.clip.encoder import ClipEncoder
+
+    encoder = ClipEncoder(_encoder_settings(location, identity, DeviceSettings()))
+    if differing := clip_difference(identity, encoder.identity):
+        raise InputError(f"the CLIP {location['model']} here differs from the one of this prior ({differing})")
+    return encoder.encode_empty()
+
+
+def _encoder_settings(
+    location: Mapping[str, Any], identity: Mapping[str, Any], device: DeviceSettings
+) -> EncoderSettings:
+    """Return the settings with which to load a prior's CLIP model."""
     clip = ClipSettings(**location)
     if clip.pretrained == "openai" and clip.quick_gelu is None:
         # all OpenAI weights use QuickGELU, even if an imported prior does not record it
         clip = clip.model_copy(update={"quick_gelu": True})
     here = resolve(device, "embed")
-    encoder = load_text_encoder(
-        EncoderSettings(
-            clip=clip,
-            device=here.device,
-            threads=here.threads,
-            dtype=identity.get("dtype", "float32"),
-            batch_size=_BATCH_SIZE,
-        )
+    return EncoderSettings(
+        clip=clip,
+        device=here.device,
+        threads=here.threads,
+        dtype=identity.get("dtype", "float32"),
+        batch_size=_BATCH_SIZE,
     )
-    if differing := clip_difference(text_parts(identity), encoder.identity):
-        other = "weights" if "weights_sha256" in differing else differing
-        raise InputError(f"the CLIP {clip.model} here has other {other} than the one {made}")
-    return encoder
 
 
 def match_clips(config: PriorConfig, dataset: EmbeddingDataset) -> Match:

@@ -14,6 +14,7 @@ from ...pipeline.contract.image_shards import list_image_shards, read_samples
 from ...pipeline.display.terminal import clean
 from ...pipeline.embed.patterns import locate
 from ...pipeline.images.upright import opened_rgb
+from ...pipeline.images.wrap import wrap_text
 from ...pipeline.read.dataset import EmbeddingDataset
 from ..model.prior import Prior
 
@@ -25,6 +26,8 @@ _HEADER = 64
 """Height in pixels of the area for the title and the column headings."""
 _LABEL_WIDTH = 260
 """Width of the caption column in pixels."""
+_LINES = 5
+"""Maximum number of lines of a caption."""
 _BACKGROUND, _INK, _FAINT, _TRUE = "white", "#1b1b1b", "#6b6b6b", "#1a8f3c"
 
 
@@ -130,7 +133,7 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
     draw.text((right, 38), "nearest images by the prior's prediction", fill=_FAINT, font=small)
     for index, row in enumerate(rows):
         top = _HEADER + index * (_TILE + _MARGIN)
-        for line, text in enumerate(_wrap(clean(row.caption), _LABEL_WIDTH - 2 * _MARGIN, small)):
+        for line, text in enumerate(wrap_text(clean(row.caption), _LABEL_WIDTH - 2 * _MARGIN, small, _LINES)):
             draw.text((_MARGIN, top + 18 * line), text, fill=_INK, font=small)
         for start, keys in ((left, row.nearest_to_text), (right, row.nearest_to_prior)):
             for position, key in enumerate(keys):
@@ -141,22 +144,3 @@ def draw_gallery(rows: Sequence[GalleryRow], images: dict[str, Image.Image], tit
     encoded = io.BytesIO()
     canvas.save(encoded, "PNG")
     return encoded.getvalue()
-
-
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Wrap text to a width in pixels, and return at most the first five lines."""
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        for character in word:  # a word may be longer than a line
-            if font.getlength(lines[-1] + character) > width:
-                lines.append("")
-            lines[-1] += character
-        if len(lines) > 5:
-            break
-    return lines[:5]

@@ -20,6 +20,7 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ..model.config import PriorConfig, TrainedOn
+from ..model.folder import prior_fingerprint
 from ..model.text_encoder import find_text_encoder
 from ..model.train_manifest import STAGE
 from .settings import TrainSettings
@@ -30,7 +31,6 @@ from .start import (
     load_start,
     require_states_condition,
     settings_of_start,
-    start_fingerprint,
 )
 from .trackers import check_trackers
 
@@ -152,7 +152,7 @@ def make_job(
         function = {"network": settings.network, "diffusion": settings.diffusion}
         config = start.config.model_copy(update={**function, **data, "lora": settings.lora is not None})
         identity["train"] = settings.identity()
-        identity["init_from"] = {"sha256": start_fingerprint(start)}
+        identity["init_from"] = {"sha256": prior_fingerprint(start)}
     identity["embeddings"] = {"rows": dataset.count, "sha256": dataset.content_fingerprint}
     if not dataset.clip_if_known:
         identity["clip"] = config.clip_settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.settings import Settings, parse_settings
 from ..interchange.load import load_prior
 from ..model.config import NormStatistics, PriorConfig
-from ..model.folder import prior_tensors
 from ..model.prior import Prior
 from ..network.lora import find_targets, is_adapter_weight
 from .settings import InitSettings, TrainSettings
@@ -263,15 +261,3 @@ def _clip_name(config: PriorConfig) -> str:
     """
     source = config.clip_settings or config.clip.get("source", {})
     return f"{source.get('model', 'unknown')}{'/' if source.get('pretrained') else ''}{source.get('pretrained') or ''}"
-
-
-def start_fingerprint(start: Prior) -> str:
-    """Return the SHA-256 hash, in hexadecimal, of a prior's weights and normaliser statistics.
-
-    The hash does not depend on the format of the file that the prior was loaded from.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(prior_tensors(start.network, start.normaliser).items()):
-        digest.update(f"{name} {list(value.shape)} {value.dtype}\0".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -207,7 +207,11 @@ class Learner:
 
         Checkpoints therefore do not have to store the state of the generator.
         """
-        torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
+        seed = dropout_seed(self._settings.seed, step, self._ranks.rank)
+        if self._ranks.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also formats a traceback for unused devices
+        else:
+            torch.manual_seed(seed)
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
         """Collect row numbers from all ranks, and return at most `_NAMED_ROWS` of them.

@@ -1,12 +1,13 @@
 """Every command and snippet of the documentation, run as it stands, in a working directory where a reader could be.
 
-Two things differ from what a reader types. A recipe that is copied is then edited, as the pages say: here into a tiny
+Three things differ from what a reader types. A recipe that is copied is then edited, as the pages say: here into a tiny
 one. And a command that is given no recipe of the reader's gets the settings of that tiny one, by `--set`, ahead of what
-it says itself.
+it says itself. And names on the hub become folders of tiny pipelines, which draw in 2 steps instead of 50.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -27,6 +29,7 @@ from priorkit.pipeline.download.img2dataset_engine.limits import LIMITS
 from priorkit.pipeline.settings import parse_settings
 from priorkit.recipes.recipe import Recipe, recipe_names
 
+from ..tiny_decoders import write_embeds, write_ip_adapter, write_pipeline
 from ..unit.test_house import pyproject
 from .command_server import CommandServer
 from .conftest import RECIPE, Finished, Workspace, environment
@@ -39,6 +42,18 @@ FROM_THE_LIST = {"README.md", "docs/pages/quickstart.md", "docs/pages/recipes.md
 SECTIONS = {"download": ["download"], "embed": ["embed"], "train": ["train", "read", "embed"], "evaluate": ["evaluate"]}
 """What the commands that take settings read."""
 MY_RECIPE = "my_recipe.yaml"
+DRAWS = "docs/pages/decoders.md"
+"""Page whose blocks draw pictures."""
+HUB = {
+    "kandinsky-community/kandinsky-2-2-decoder": "kandinsky-2.2",
+    "kandinsky-community/kandinsky-2-1": "kandinsky-2.1",
+    "kakaobrain/karlo-v1-alpha-image-variations": "karlo",
+    "stabilityai/stable-diffusion-2-1-unclip-small": "stable-unclip",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "ip-adapter",
+}
+"""Names on the hub, and the tiny decoders that stand in for them."""
+ADAPTER = "h94/IP-Adapter"
+STEPS = {"num_inference_steps=50": "num_inference_steps=2", "--steps 50": "--steps 2"}
 WIDTH = 16
 """Of the network: the size of the tiny CLIP's embeddings, as DALLE2-pytorch needs it."""
 
@@ -124,6 +139,26 @@ def world(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
     return workspace.path
 
 
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, str]]:
+    """Writes the files that a reader has sampled into a folder, and returns what stands in for parts of the blocks."""
+    folder = tmp_path_factory.mktemp("hub")
+    folders = {name: str(folder / target) for name, target in HUB.items()} | {ADAPTER: str(folder / "adapters")}
+
+    def fill(world: Path) -> dict[str, str]:
+        if not any(folder.iterdir()):
+            (folder / "adapters/models").mkdir(parents=True)
+            write_ip_adapter(folder / "adapters/models/ip-adapter_sd15.safetensors")
+            for target in HUB.values():
+                write_pipeline(target, folder / target)
+        for target in HUB.values():
+            name = target.replace("-", "_").replace("kandinsky_2.", "kandinsky2")
+            write_embeds(world / f"{name}.safetensors", target, rows=1)
+        return folders | STEPS
+
+    return fill
+
+
 def invoke(words: list[str]) -> None:
     """Run a command in this process."""
     result = CliRunner().invoke(app, words, env={"COLUMNS": "160"}, catch_exceptions=False)
@@ -164,7 +199,8 @@ def run_block(block: Block, recipe: dict[str, Any], namespace: dict[str, Any], c
         return
     for program, *words in block.commands:
         assert program == "priorkit", f"{block.place}: {program} is run by no test; mark what the block needs"
-        run = invoke if block.needs is None else partial(invoke_apart, commands=commands)
+        in_process = block.needs is None or block.page == DRAWS  # which has loaded diffusers already
+        run = invoke if in_process else partial(invoke_apart, commands=commands)
         try:
             run(given(words, recipe))
         except (Exception, AssertionError) as error:
@@ -180,11 +216,17 @@ def edit(copied: Path, recipe: dict[str, Any]) -> None:
     copied.write_text(yaml.safe_dump({**recipe, "folders": folders}))
 
 
-def run_page(page: str, tiny_recipe: dict[str, Any], commands: CommandServer, *needs: str | None) -> None:
+def run_page(
+    page: str, tiny_recipe: dict[str, Any], commands: CommandServer, *needs: str | None,
+    renamed: dict[str, str] | None = None,
+) -> None:  # fmt: skip
     namespace: dict[str, Any] = {"__name__": "snippet"}
     for block in BLOCKS[page]:
         if runs(block) and block.needs in needs:
-            run_block(block, tiny_recipe, namespace, commands)
+            text = block.text
+            for name, folder in (renamed or {}).items():
+                text = text.replace(name, folder)
+            run_block(dataclasses.replace(block, text=text), tiny_recipe, namespace, commands)
 
 
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(map(runs, blocks))])
@@ -202,7 +244,7 @@ RUN_ELSEWHERE = "docs/pages/download.md"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in TAKE_TIME if page != RUN_ELSEWHERE])
+@pytest.mark.parametrize("page", [page for page in TAKE_TIME if page not in (RUN_ELSEWHERE, DRAWS)])
 def test_what_takes_time_runs(
     page: str, world: Path, prepared: Callable[[Path], None], tiny_recipe: dict[str, Any], commands: CommandServer
 ) -> None:
@@ -211,6 +253,21 @@ def test_what_takes_time_runs(
     else:  # `test_a_page_runs` runs the other blocks
         prepared(world)
         run_page(page, tiny_recipe, commands, "time")
+
+
+@pytest.mark.slow
+def test_the_pictures_of_a_prior_are_drawn(
+    world: Path, hub: Callable[[Path], dict[str, str]], tiny_recipe: dict[str, Any], commands: CommandServer
+) -> None:
+    """Every decoder from Python and by the command, which give pictures of their own sizes."""
+    run_page(DRAWS, tiny_recipe, commands, "time", renamed=hub(world))
+    for name, size in (
+        ("kandinsky22", 512), ("kandinsky21", 512), ("karlo", 32), ("stable_unclip", 32), ("ip_adapter_0", 32),
+    ):  # fmt: skip
+        with Image.open(f"{name}.png") as picture:
+            assert picture.size == (size, size)
+    grids = ("corgi", "karlo_grid", "ip_adapter_grid", "pictures/000000", "pictures")
+    assert all(Path(f"{name}.png").is_file() for name in grids)
 
 
 EVERY_BLOCK = [block for blocks in BLOCKS.values() for block in blocks]

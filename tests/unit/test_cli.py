@@ -26,14 +26,15 @@ from priorkit.pipeline.compute.settings import ComputeSettings
 from priorkit.pipeline.config import FolderSettings
 from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed.settings import EmbedSettings
+from priorkit.prior.decode.settings import DecodeSettings
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.recipes.recipe import DEMO_PORT
 
 PRIORKIT = str(Path(sys.executable).parent / "priorkit")
 COMMANDS = [
-    "download", "embed", "adopt", "inspect", "train", "evaluate", "compare", "report", "sample", "convert", "export",
-    "run", "status", "demo", "doctor",
+    "download", "embed", "adopt", "inspect", "train", "evaluate", "compare", "report", "sample", "decode", "convert",
+    "export", "run", "status", "demo", "doctor",
 ]  # fmt: skip
 FOLDERS = FolderSettings()
 
@@ -79,6 +80,17 @@ DEFAULTS = {
     ("sample", "dtype"): "float32",
     ("sample", "guidance"): SampleSettings().guidance,
     ("sample", "weights"): "ema",
+    ("decode", "target"): "the file's",
+    ("decode", "output"): "pictures.png",
+    ("decode", "seed"): DecodeSettings().seed,
+    ("decode", "device"): DecodeSettings().device,
+    ("decode", "dtype"): DecodeSettings().dtype,
+    ("decode", "steps"): "the pipeline's",
+    ("decode", "guidance_scale"): "the pipeline's",
+    ("decode", "size"): "the pipeline's",
+    ("decode", "batch_size"): "4",
+    ("decode", "prompts"): "the decoder's",
+    ("decode", "noise_level"): "0",
     ("convert", "weights"): "ema",
     ("export", "format"): "diffusers",
     ("export", "dtype"): "float32",
@@ -246,6 +258,10 @@ def test_a_parse_error_exits_with_2(arguments: list[str], named: str) -> None:
         (["sample", "data/prior", "a cat", "--output", "samples.txt"], "--output samples.txt: end it with .npy"),
         (["sample", "data/prior", "a cat"], "no prior is there"),
         (["sample", "data/prior"], "give one of: captions, --prompts FILE, --embeddings FOLDER"),
+        (["decode", "a.safetensors", "--pipeline", "x/y"], "a.safetensors: no such file; `priorkit sample --for"),
+        (["decode", "a.safetensors", "--pipeline", "x/y", "--output", "a.jpg"], "end it with .png for one grid"),
+        (["decode", "a.safetensors", "--pipeline", "x/y", "--size", "7"], "size"),
+        (["decode", "a.safetensors", "--pipeline", "x/y", "--dtype", "int8"], "dtype"),
         (["inspect", "nothing/here"], "nothing/here"),
         (["download", "nothing.parquet"], "nothing.parquet: no such file or folder"),
         (["download", "urls.parquet", "--retry-failed", "--overwrite"], "use one of them"),

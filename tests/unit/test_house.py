@@ -39,6 +39,7 @@ SINGLE_HOMES = {
     "open_clip": {"pipeline/clip/encoder.py", "recipes/demo/train_clip.py"},
     "img2dataset": {"pipeline/download/decoding/resize.py", "pipeline/download/img2dataset_engine/process.py"},
     "embedding_reader": {"pipeline/adopt/vectors.py"},
+    "diffusers": {"prior/decode/pipelines.py"},
 }
 """Heavy packages, and the only files that may import them."""
 
@@ -144,7 +145,7 @@ LAYERS = (
     ("prior.model",),
     ("prior.interchange",),
     ("prior.evaluate",),
-    ("prior.train", "prior.report"),
+    ("prior.train", "prior.report", "prior.decode"),
     ("prior.commands",),
     ("recipes.demo_picture", "recipes.recipe"),
     ("recipes.demo_list", "recipes.chain", "recipes.status", "recipes.demo_run", "recipes.from_dalle2"),
@@ -284,7 +285,7 @@ def test_what_trains_and_samples_knows_no_command_line(package: str) -> None:
 def test_every_module_that_is_imported_has_a_declared_dependency() -> None:
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    own = ("demo", "report", "transformers", "wandb")
+    own = ("decode", "demo", "report", "transformers", "wandb")
     stated = [*project["dependencies"], *(line for name in own for line in extras[name])]
     declared = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in stated}
     imported = {found.target.split(".")[0] for imports in IMPORTS.values() for found in imports}
@@ -519,8 +520,8 @@ for words in asked:
 print(json.dumps([len(asked), sorted({name.split(".")[0] for name in sys.modules})]))
 """
     asked, loaded = run_python(code)
-    assert asked == 21  # the root, fifteen commands, the group of recipes and its four
-    heavy = {"torch", "ray", "open_clip", "img2dataset", "pyarrow", "numpy", "embedding_reader"}
+    assert asked == 22  # the root, sixteen commands, the group of recipes and its four
+    heavy = {"torch", "ray", "open_clip", "img2dataset", "pyarrow", "numpy", "embedding_reader", "diffusers"}
     assert heavy.isdisjoint(loaded)
 
 

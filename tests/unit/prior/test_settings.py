@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.settings import Settings, parse_settings
+from priorkit.prior.decode.settings import DecodeSettings
 from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.network.network import PriorNetwork
 from priorkit.prior.network.settings import NetworkSettings
@@ -19,6 +20,7 @@ from priorkit.prior.sampling.settings import SampleSettings
 from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
 
 EVERY = (
+    DecodeSettings,
     DiffusionSettings,
     EvaluateSettings,
     NetworkSettings,

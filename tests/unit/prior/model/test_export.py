@@ -19,7 +19,7 @@ NAMES = ["a.npy", "a.safetensors"]
 
 
 def write(path: Path, *parts: torch.Tensor, rows: int | None = None, embed_dim: int = 8) -> None:
-    with embeds_file(path, sum(map(len, parts)) if rows is None else rows, embed_dim) as append:
+    with embeds_file(path, sum(map(len, parts)) if rows is None else rows, [embed_dim]) as append:
         for part in parts:
             append(part)
 
@@ -103,7 +103,7 @@ def test_a_failure_leaves_no_new_file_and_keeps_an_older_one(
     tmp_path: Path, name: str, error: type[BaseException]
 ) -> None:
     def fail() -> None:
-        with embeds_file(tmp_path / name, 5, 8) as append:
+        with embeds_file(tmp_path / name, 5, [8]) as append:
             append(EMBEDS[:2])
             raise error
 
@@ -130,7 +130,7 @@ def test_too_few_or_too_many_rows_leave_no_file(tmp_path: Path, parts: list[torc
 def test_another_ending_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match=r"--output .*: end it with \.npy or \.safetensors"):
         check_output(tmp_path / name)
-    with pytest.raises(SettingsError), embeds_file(tmp_path / name, 5, 8):
+    with pytest.raises(SettingsError), embeds_file(tmp_path / name, 5, [8]):
         pass
     assert not list(tmp_path.iterdir())
 

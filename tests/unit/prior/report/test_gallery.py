@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.report.gallery import GalleryRow, _wrap, draw_gallery, nearest, nearest_images, read_images
+from priorkit.prior.report.gallery import GalleryRow, draw_gallery, nearest, nearest_images, read_images
 
 from ..embeddings import DIM, write_embeddings
 from .images import write_images
@@ -71,17 +71,6 @@ def test_one_row_below_the_other() -> None:
     two = draw([GalleryRow("x", "a", ["a"], ["b"]), GalleryRow("y", "a", ["c"], ["c"])])
     assert two.height - one.height == 108
     assert np.array_equal(np.asarray(two)[:160], np.asarray(one)[:160])
-
-
-def test_long_captions_become_at_most_five_lines_that_fit() -> None:
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(13)
-    lines = _wrap("several words of a caption " * 20, 200, font)
-    assert len(lines) == 5
-    assert all(font.getlength(line) <= 200 for line in lines)
-    assert " ".join(_wrap("a short one", 200, font)) == "a short one"
-    assert all(font.getlength(line) <= 200 for line in _wrap("w" * 300, 200, font))
 
 
 def test_the_nearest_come_first_and_of_equals_the_first() -> None:

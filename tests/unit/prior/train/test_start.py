@@ -13,7 +13,7 @@ from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.model.config import PriorConfig
-from priorkit.prior.model.folder import save_prior
+from priorkit.prior.model.folder import prior_fingerprint, save_prior
 from priorkit.prior.model.prior import Prior
 from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.train.job import TrainJob
@@ -25,7 +25,6 @@ from priorkit.prior.train.start import (
     initialise,
     load_start,
     settings_of_start,
-    start_fingerprint,
 )
 from priorkit.prior.train.step import Learner
 
@@ -99,13 +98,13 @@ def test_a_start_of_another_clip_is_refused(make_prior: MakePrior, job: TrainJob
 
 def test_the_fingerprint_follows_every_weight_and_statistic(make_prior: MakePrior) -> None:
     prior = make_prior(diffusion={"normaliser": "standardise"})
-    before = start_fingerprint(prior)
-    assert start_fingerprint(prior) == before
+    before = prior_fingerprint(prior)
+    assert prior_fingerprint(prior) == before
     with torch.no_grad():
         prior.network.query[0] += 1
-    changed = start_fingerprint(prior)
+    changed = prior_fingerprint(prior)
     prior.normaliser.mean[0] += 1
-    assert len({before, changed, start_fingerprint(prior)}) == 3
+    assert len({before, changed, prior_fingerprint(prior)}) == 3
 
 
 def test_settings_that_only_change_the_training_may_differ(make_prior: MakePrior, tmp_path: Path) -> None:

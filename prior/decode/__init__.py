@@ -1,0 +1,1 @@
+"""Pictures from sampled embeddings, drawn by a decoder of diffusers."""
