@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -22,6 +23,7 @@ from priorkit.prior.train.loop import run_loop
 from priorkit.prior.train.ranks import Ranks
 from priorkit.prior.train.step import Learner
 
+from ..unit.prior.commands.running import FAST, good, refused
 from ..unit.prior.interchange.diffusers.folders import CONFIG, write_model
 from .test_train_ranks import Seen, assert_same_losses, job_of, on_ranks
 
@@ -129,6 +131,22 @@ def test_the_export_has_the_base_and_the_adapters_or_both_merged(
         export(start, tmp_path / "none", merge=True)
     with pytest.raises(SettingsError, match="weights=online: only the adapters of ema are stored alone"):
         export(path, tmp_path / "none", weights="online")
+
+
+def test_the_commands_take_adapters(embeddings_folder: Path, start: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prior"
+    train(str(embeddings_folder), str(path), settings(start), READ)
+    drawn = {}
+    for name, arguments in {"base": [start], "added": [start, "--lora", path / ADAPTER_NAME], "merged": [path]}.items():
+        file = tmp_path / f"{name}.npy"
+        good("sample", *arguments, "--embeddings", embeddings_folder, "--output", file, *FAST, "--sampler", "unclip")
+        drawn[name] = np.load(file)
+    assert np.array_equal(drawn["added"], drawn["merged"])
+    assert not np.allclose(drawn["base"], drawn["merged"], rtol=0.01)
+    assert "lora=nothing: no such file" in refused("sample", start, "a cat", "--lora", "nothing", *FAST)
+    shown = json.loads(good("export", path, tmp_path / "merged", "--merge", "--json").stdout)
+    assert len(shown["files"]) == 5
+    assert "merge has no effect" in refused("export", start, tmp_path / "none", "--merge")
 
 
 def test_mistakes_are_named(embeddings_folder: Path, start: Path, tmp_path: Path) -> None:
