@@ -43,7 +43,7 @@ class InitSettings(Settings):
     """Settings for loading the initial prior, which is the existing prior whose weights training starts from."""
 
     path: Location
-    """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
+    """Prior folder, folder of a prior or pipeline of diffusers, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
     """Weights to load: the averaged weights (`ema`), the weights that the optimiser updates (`online`), or the averaged
     weights from the validation run with the lowest loss (`best`)."""
@@ -169,8 +169,14 @@ class TrainSettings(DeviceSettings):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         network, diffusion = self.network, self.diffusion
-        check_network(network, diffusion)
+        if self.init_from is None or "normaliser" in diffusion.model_fields_set:  # otherwise, the initial prior has one
+            check_network(network, diffusion)
         check_drops(network, diffusion)
+        if not network.uses_time:
+            raise ValueError(
+                "network.time_token=false: training draws a timestep for each row, which such a network does not see; "
+                "leave it out"
+            )
         if self.validate_draws and self.validate_steps > diffusion.timesteps:
             raise ValueError(f"validate_steps={self.validate_steps} is more than diffusion.timesteps")
         if self.init_from is None and self.text_condition == "pooled" and network.max_token_states:
