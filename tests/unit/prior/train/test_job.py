@@ -128,6 +128,6 @@ def test_the_empty_text_is_needed_only_if_texts_are_dropped(raw: Path) -> None:
     manifest = json.loads((raw / "manifest.json").read_text())
     del manifest["about"]["empty_inputs"]
     (raw / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"output for the empty text, .* dropped texts; run `priorkit embed` .*text_drop=0"):
+    with pytest.raises(InputError, match=r"output for the empty text, .*; run `priorkit embed` .*text_drop=0"):
         make_raw_job(raw)
     assert make_raw_job(raw, diffusion__text_drop=0).empty is None
