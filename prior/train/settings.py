@@ -43,7 +43,7 @@ class InitSettings(Settings):
     """Settings for loading the initial prior, which is the existing prior whose weights training starts from."""
 
     path: Location
-    """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
+    """Prior folder, folder of a prior or pipeline of diffusers, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
     """Weights to load: the averaged weights (`ema`), the weights that the optimiser updates (`online`), or the averaged
     weights from the validation run with the lowest loss (`best`)."""
@@ -193,7 +193,8 @@ class TrainSettings(DeviceSettings):
         network, diffusion = self.network, self.diffusion
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora adapts a trained prior, and init_from names none; set train.init_from.path")
-        check_network(network, diffusion)
+        if self.init_from is None or "normaliser" in diffusion.model_fields_set:  # otherwise, the initial prior has one
+            check_network(network, diffusion)
         check_drops(network, diffusion)
         if self.validate_draws and self.validate_steps > diffusion.timesteps:
             raise ValueError(f"validate_steps={self.validate_steps} is more than diffusion.timesteps")

@@ -16,6 +16,7 @@ from ...pipeline.settings import Settings, parse_settings
 from ..interchange.load import load_prior
 from ..model.config import NormStatistics, PriorConfig
 from ..model.prior import Prior
+from ..network.family import FamilySettings
 from ..network.lora import find_targets, is_adapter_weight
 from .settings import InitSettings, TrainSettings
 from .step import Learner
@@ -91,11 +92,17 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
 
     Raises:
         SettingsError: the recipe sets a setting outside `_FREE_FIELDS` to a value that differs from the initial prior's
-            value.
+            value, or a setting that the initial prior's network family lacks.
     """
     merged = start.model_dump()
-    for name in recipe.model_fields_set:
+    for name in sorted(recipe.model_fields_set, key=list(type(recipe).model_fields).index):  # `family` comes first
         value = getattr(recipe, name)
+        if name not in merged:
+            assert isinstance(start, FamilySettings)
+            raise SettingsError(
+                f"train.{section}.{name}: the prior to start from is a {start.family}, which has no such setting; "
+                "leave it out"
+            )
         if name in _FREE_FIELDS:
             merged[name] = value
         elif value != merged[name]:
