@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .prior.interchange.export import export
     from .prior.interchange.load import convert, load_prior
     from .prior.model.prior import Prior
+    from .prior.network.prior_transformer.settings import PriorTransformerSettings
     from .prior.network.settings import NetworkSettings
     from .prior.objective.settings import DiffusionSettings
     from .prior.sampling.settings import SampleSettings
@@ -54,6 +55,7 @@ _MODULES = {
     ".prior.interchange.export": ("export",),
     ".prior.interchange.load": ("convert", "load_prior"),
     ".prior.model.prior": ("Prior",),
+    ".prior.network.prior_transformer.settings": ("PriorTransformerSettings",),
     ".prior.network.settings": ("NetworkSettings",),
     ".prior.objective.settings": ("DiffusionSettings",),
     ".prior.sampling.settings": ("SampleSettings",),
@@ -85,6 +87,7 @@ __all__ = [
     "OptimiserSettings",
     "PreprocessSettings",
     "Prior",
+    "PriorTransformerSettings",
     "PriorkitError",
     "ReadSettings",
     "Recipe",

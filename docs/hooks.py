@@ -17,7 +17,7 @@ from typer.main import get_command
 
 import priorkit
 from priorkit.cli import app
-from priorkit.pipeline.settings import Settings
+from priorkit.pipeline.settings import Settings, settings_kinds
 from priorkit.recipes.recipe import Recipe
 
 
@@ -59,27 +59,30 @@ def settings_page() -> str:
         lines += ["", f"## `{name}`" if name else "## At the top", ""]
         lines += [inspect.cleandoc(cls.__doc__ or "")]
         for field, info in cls.model_fields.items():
-            if _nested(info.annotation) is None:
+            if not settings_kinds(info.annotation):
                 default = "" if info.is_required() else f" = `{_shown(info.get_default(call_default_factory=True))}`"
                 text = " ".join((info.description or "").split())
-                words = [word for word in _words(info.annotation) if f"`{word}`" not in text]
-                allowed = f" One of {', '.join(f'`{word}`' for word in _words(info.annotation))}." if words else ""
+                words = _words(info.annotation)
+                unnamed = len(words) > 1 and any(f"`{word}`" not in text for word in words)
+                allowed = f" One of {', '.join(f'`{word}`' for word in words)}." if unnamed else ""
                 lines += ["", f"`{field}`{default}", f":   {text}{allowed}"]
     return "\n".join(lines) + "\n"
 
 
 def _sections(name: str, cls: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
-    """Yield the dotted name and the class of a section and of every section inside it."""
+    """Yield the title and the class of a section and of every section inside it.
+
+    The title is the dotted name. If a setting selects one of several classes, each class has a section of its own, with
+    the value that selects it in the title.
+    """
     yield name, cls
     for field, info in cls.model_fields.items():
-        if (inner := _nested(info.annotation)) is not None:
-            yield from _sections(f"{name}.{field}".lstrip("."), inner)
-
-
-def _nested(annotation: Any) -> type[Settings] | None:
-    """Return the settings class in an annotation, or None."""
-    kinds = [annotation, *get_args(annotation)]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+        kinds = settings_kinds(info.annotation)
+        for inner in kinds:
+            title = f"{name}.{field}".lstrip(".")
+            if len(kinds) > 1 and inner.selector is not None:
+                title = f"{title}: {{{inner.selector}: {inner.model_fields[inner.selector].default}}}"
+            yield from _sections(title, inner)
 
 
 def _words(annotation: Any) -> tuple[str, ...]:

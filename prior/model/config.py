@@ -186,7 +186,7 @@ def _check_guidance(
         raise SettingsError(f"guidance_scale={scale}: in dalle2-pytorch {function} nothing was trained for it; use 1")
     if diffusion.text_drop == 0:
         raise SettingsError(f"guidance_scale={scale}: this prior was trained without dropping text; use 1")
-    if sample.guidance == "dalle2" and diffusion.image_drop == 0:
+    if sample.guidance == "dalle2" and not (diffusion.image_drop and network.drops_image):
         raise SettingsError("guidance=dalle2: this prior was trained without dropping the image; use guidance=text")
     if sample.guidance == "text" and not (network.drops_pooled_text or takes_token_states):
         raise SettingsError(f"guidance=text: dalle2-pytorch {function} dropped no pooled text; use guidance=dalle2")

@@ -104,7 +104,8 @@ def sample_to_file(
     consumer = None if target is None else find_target(target)
     done = Sampled((texts.count, *shaped(consumer, prior.config.embed_dim)))
     if consumer is not None:
-        done.notes += check_target(consumer, prior.config)
+        has_negative = settings.get("negative_prompt") is not None
+        done.notes += check_target(consumer, prior.config, has_negative_prompt=has_negative)
         _fix_norm(consumer, settings, output)
     prior.sample([], **settings)  # check the settings before doing any work
     total, first = 0.0, 0

@@ -83,15 +83,23 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def check_target(target: Target, config: PriorConfig) -> list[str]:
+def check_target(target: Target, config: PriorConfig, *, has_negative_prompt: bool = False) -> list[str]:
     """Check that a prior's CLIP model is the one that a consumer takes embeddings of.
+
+    Args:
+        target: the consumer.
+        config: configuration of the prior.
+        has_negative_prompt: True if an embedding of a negative prompt is to be sampled for the consumer.
 
     Returns:
         Notes for the user, one sentence each.
 
     Raises:
         InputError: the prior has another CLIP model, or embeddings of another size.
+        SettingsError: there is a negative prompt, but the consumer takes no embedding of it.
     """
+    if has_negative_prompt and target.negative != "zero image":
+        raise SettingsError(f"--negative-prompt: {target.name} takes no embedding of one; leave it or --for out")
     if not target.clips:
         return []
     wanted = " or ".join(map(str, target.clips))
@@ -138,10 +146,7 @@ def negative_embed(target: Target, prior: Prior, sampled: torch.Tensor | None) -
 
     Raises:
         InputError: the CLIP's output for an image of zeros is needed, but neither stored with the prior nor computable.
-        SettingsError: there is a negative prompt, but the consumer takes no embedding of it.
     """
-    if sampled is not None and target.negative != "zero image":
-        raise SettingsError(f"--negative-prompt: {target.name} takes no embedding of one; leave it or --for out")
     if target.negative is None:
         return None
     if target.negative == "zeros":

@@ -41,7 +41,7 @@ class _Product(torch.autograd.Function):
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Multiply x `[..., in]` by the transposed weight and add the bias, if any, giving `[..., out]`."""
     product: torch.Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-    return product.view(*x.shape[:-1], -1)
+    return product.view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):

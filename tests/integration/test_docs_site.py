@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from priorkit.cli import app
 from priorkit.pipeline.download.settings import DownloadSettings
-from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.network.families import FAMILIES
 
 from ..conftest import QuietHandler, serving
 from .browser import DESKTOP, PHONE, Browser
@@ -57,8 +57,10 @@ def test_what_is_generated_is_complete(site: Path) -> None:
         assert f"priorkit {name}" in commands
         assert all(flag in commands for parameter in command.params for flag in parameter.opts if flag.startswith("--"))
     settings = (site / "settings/index.html").read_text(encoding="utf-8")
-    for cls in (DownloadSettings, NetworkSettings):
+    for cls in (DownloadSettings, *FAMILIES.values()):
         assert [name for name in cls.model_fields if f"<code>{name}</code>" not in settings] == []
+    for family in FAMILIES:
+        assert f"train.network: {{family: {family}}}" in settings
     python = written(site / "python-api/index.html")
     for word in ("load_prior", "read_embeddings", "EmbeddingDataset", "FolderError", "should_stop"):
         assert word in python

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -15,29 +15,30 @@ from priorkit.pipeline.download.settings import DownloadSettings
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import SettingsError
 from priorkit.pipeline.read.settings import ReadSettings
-from priorkit.pipeline.settings import Settings, parse_settings, with_overrides
+from priorkit.pipeline.settings import Settings, parse_settings, settings_kinds, with_overrides
 from priorkit.pipeline.urls.settings import UrlListSettings
 from priorkit.pipeline.yaml_text import PlainScalar
+from priorkit.prior.network.families import FAMILIES
+from priorkit.prior.train.settings import TrainSettings
+from priorkit.recipes.recipe import Recipe
 
 
 def kinds_in(kind: type[Settings]) -> Iterator[type[Settings]]:
     """Yield the classes of all sections below a class of settings."""
     for field in kind.model_fields.values():
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, Settings):
-                yield inner
-                yield from kinds_in(inner)
+        for inner in settings_kinds(field.annotation):
+            yield inner
+            yield from kinds_in(inner)
 
 
-ALL_SETTINGS = sorted(
-    set(kinds_in(PipelineSettings)) | {PipelineSettings, UrlListSettings}, key=lambda kind: kind.__name__
-)
+ALL_SETTINGS = sorted({*kinds_in(Recipe), Recipe, PipelineSettings, UrlListSettings}, key=lambda kind: kind.__name__)
 
 
 def test_the_walk_reaches_every_class_of_settings() -> None:
     assert {"ClipSettings", "ComputeSettings", "DownloadSettings", "FolderSettings", "PreprocessSettings"} <= {
         kind.__name__ for kind in ALL_SETTINGS
     }
+    assert {TrainSettings, *FAMILIES.values()} <= set(ALL_SETTINGS)
 
 
 @pytest.mark.parametrize("kind", ALL_SETTINGS, ids=lambda kind: kind.__name__)
@@ -50,7 +51,7 @@ def test_every_setting_is_described_and_every_runtime_field_exists(kind: type[Se
 
 @pytest.mark.parametrize("kind", ALL_SETTINGS, ids=lambda kind: kind.__name__)
 def test_settings_are_frozen_and_survive_a_round_trip(kind: type[Settings]) -> None:
-    settings = kind()
+    settings = kind(**{name: "x" for name, field in kind.model_fields.items() if field.is_required()})
     name = next(iter(kind.model_fields))
     with pytest.raises(ValidationError, match="frozen"):
         setattr(settings, name, getattr(settings, name))

@@ -14,6 +14,7 @@ from priorkit.pipeline.settings import Settings, parse_settings
 from priorkit.prior.decode.settings import DecodeSettings
 from priorkit.prior.evaluate.settings import EvaluateSettings
 from priorkit.prior.network.network import PriorNetwork
+from priorkit.prior.network.prior_transformer.settings import PriorTransformerSettings
 from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.sampling.settings import SampleSettings
@@ -25,6 +26,7 @@ EVERY = (
     EvaluateSettings,
     NetworkSettings,
     OptimiserSettings,
+    PriorTransformerSettings,
     SampleSettings,
     TrainSettings,
 )
@@ -64,6 +66,7 @@ def test_every_field_is_documented_and_has_a_default(cls: type[Settings]) -> Non
         (DiffusionSettings, {"embed_scale": 0}),
         (DiffusionSettings, {"x0_clamp": "box"}),
         (DiffusionSettings, {"output_norm": "sphere"}),
+        (DiffusionSettings, {"x0_clamp": "range", "clip_sample_range": 0}),
         (OptimiserSettings, {"learning_rate": 0}),
         (OptimiserSettings, {"ema_decay": 1.0}),
         (OptimiserSettings, {"learning_rate": float("nan")}),
@@ -108,6 +111,33 @@ def test_values_out_of_range_are_refused(cls: type[Settings], values: dict[str, 
             {"training_clamp": True, "normaliser": "whiten"},
             "training_clamp needs normaliser=sqrt_dim, not whiten",
         ),
+        (DiffusionSettings, {"x0_clamp": "range"}, "x0_clamp=range needs clip_sample_range, such as 10"),
+        *[
+            (
+                DiffusionSettings,
+                {"x0_clamp": clamp, "clip_sample_range": 5.0},
+                f"clip_sample_range has no effect with x0_clamp={clamp}; set x0_clamp=range",
+            )
+            for clamp in ("none", "unit_box", "sphere")
+        ],
+        *[
+            (
+                DiffusionSettings,
+                {"x0_clamp": clamp, "normaliser": "clip_stats"},
+                f"x0_clamp={clamp} does not fit normaliser=clip_stats; use range or none",
+            )
+            for clamp in ("unit_box", "sphere")
+        ],
+        (
+            DiffusionSettings,
+            {"init_clamp": True, "normaliser": "clip_stats"},
+            "init_clamp does not fit normaliser=clip_stats; leave it out",
+        ),
+        (
+            DiffusionSettings,
+            {"training_clamp": True, "normaliser": "clip_stats"},
+            "training_clamp needs normaliser=sqrt_dim, not clip_stats",
+        ),
         *[
             (DiffusionSettings, {"noise_schedule": name, "timesteps": 20}, f"timesteps=20: {name} needs more than 20")
             for name in ("linear", "quadratic", "sigmoid")
@@ -136,6 +166,8 @@ def test_impossible_combinations_are_named(cls: type[Settings], values: dict[str
         (DiffusionSettings, {"noise_schedule": "linear", "timesteps": 21}),
         (DiffusionSettings, {"noise_schedule": "jsd", "timesteps": 2}),
         (DiffusionSettings, {"embed_scale": 1.0, "training_clamp": True}),
+        (DiffusionSettings, {"x0_clamp": "range", "clip_sample_range": 5.0, "normaliser": "clip_stats"}),
+        (DiffusionSettings, {"x0_clamp": "range", "clip_sample_range": 0.5}),
         (TrainSettings, {"network": {"function_version": "1.8.4"}, "diffusion": {"text_drop": 0}}),
         (SampleSettings, {"guidance_scale": 0}),
     ],

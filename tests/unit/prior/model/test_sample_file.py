@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.prior.model import sample_file
+from priorkit.prior.model.folder import prior_fingerprint
 from priorkit.prior.model.prior import SAMPLE_BATCH, Prior
 from priorkit.prior.model.sample_file import sample_to_file
-from priorkit.prior.model.texts import TextBatch
+from priorkit.prior.model.texts import Captions, TextBatch
 
+from ..raw_priors import S, captions, draw, make_empty, make_raw_config, make_raw_prior
 from .test_texts import make_prior
 
 ROWS = 150
@@ -156,4 +160,152 @@ def test_wrong_settings_are_found_before_a_text_is_read(
     with pytest.raises(SettingsError, match=named):
         sample_to_file(make_prior(), texts, tmp_path / "new/a.npy", **settings)
     assert texts.sizes == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# consumers
+
+
+CLIPS: dict[str, Any] = {
+    "kandinsky-2.2": (1280, "ViT-bigG-14", "laion2b_s39b_b160k"),
+    "kandinsky-2.1": (768, "ViT-L-14", "openai"),
+    "karlo": (768, "ViT-L-14", "openai"),
+    "stable-unclip": (1024, "ViT-H-14", "laion2b_s32b_b79k"),
+    "ip-adapter": (1024, "ViT-H-14", "laion2b_s32b_b79k"),
+    "dalle2-pytorch": (768, "ViT-L-14", "openai"),
+    "clip-retrieval": (768, "ViT-L-14", "openai"),
+}
+"""Size and CLIP of a prior for each consumer."""
+
+
+class Raw:
+    """Three texts with token states, in the form that priors of the family `prior-transformer` take."""
+
+    count, notes = 3, ()
+
+    def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+        yield TextBatch(["a", "b", "c"], draw(3, S, seed=2, scale=3.0), captions([1, 5, 3]))
+
+
+def prior_for(name: str, **config: Any) -> Prior:
+    size, model, pretrained = CLIPS[name]
+    clip = {"model": model, "pretrained": pretrained}
+    settings = make_raw_config(embed_dim=size, **{"clip_settings": clip, **config})
+    return make_raw_prior(settings, make_empty(image=size))
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with safetensors.safe_open(path, "np") as file:
+        metadata = json.loads(file.metadata()["priorkit"])
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_file_for_a_consumer(name: str, tmp_path: Path) -> None:
+    prior, path = prior_for(name), tmp_path / "a.safetensors"
+    done = sample_to_file(prior, Raw(), path, target=name, **FAST)
+    tensors, metadata = read(path)
+    size = prior.config.embed_dim
+    shape = (3, 1, size) if name == "ip-adapter" else (3, size)
+    norm = "unit" if name in ("dalle2-pytorch", "clip-retrieval") else "raw"
+    expected = prior.sample(
+        text_embed=draw(3, S, seed=2, scale=3.0), token_states=captions([1, 5, 3]), norm=norm, **FAST
+    )
+    assert done.shape == tensors["image_embed"].shape == shape
+    assert tensors["image_embed"].dtype == np.float32
+    np.testing.assert_allclose(tensors["image_embed"].reshape(3, size), expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert {key: metadata[key] for key in ("norm", "for", "prompts")} == {
+        "norm": norm, "for": name, "prompts": ["a", "b", "c"],
+    }  # fmt: skip
+    assert (metadata["clip"], metadata["clip_settings"]) == (prior.config.clip, prior.config.clip_settings)
+    assert metadata["prior"] == prior_fingerprint(prior)
+    assert prior.empty is not None
+    negatives = {"kandinsky-2.1": prior.empty.image_embed, "kandinsky-2.2": prior.empty.image_embed}
+    negatives["ip-adapter"] = np.zeros(size, np.float32)
+    assert ("negative_image_embed" in tensors) == (name in negatives)
+    if name in negatives:
+        assert tensors["negative_image_embed"].shape == shape
+        assert (tensors["negative_image_embed"] == negatives[name]).all()
+
+
+def test_a_file_without_a_consumer_has_metadata_but_no_negative(tmp_path: Path) -> None:
+    prior, path = prior_for("kandinsky-2.2"), tmp_path / "a.safetensors"
+    for given, norm in ((None, "raw"), ("unit", "unit")):
+        sample_to_file(prior, Raw(), path, norm=given, **FAST)
+        tensors, metadata = read(path)
+        assert list(tensors) == ["image_embed"]
+        assert (metadata["norm"], metadata["for"]) == (norm, None)
+
+
+def test_the_metadata_lists_at_most_64_prompts(tmp_path: Path) -> None:
+    sample_to_file(make_prior(), Stored(), tmp_path / "a.safetensors", **FAST)
+    assert read(tmp_path / "a.safetensors")[1]["prompts"] == [f"row {row}" for row in range(64)]
+
+
+def test_no_texts_give_an_empty_array_with_metadata(tmp_path: Path) -> None:
+    class Nothing(Raw):
+        count = 0
+
+        def batches(self, prior: Prior, size: int) -> Iterator[TextBatch]:
+            return iter(())
+
+    done = sample_to_file(prior_for("ip-adapter"), Nothing(), tmp_path / "a.safetensors", target="ip-adapter", **FAST)
+    tensors, metadata = read(tmp_path / "a.safetensors")
+    assert done.shape == tensors["image_embed"].shape == tensors["negative_image_embed"].shape == (0, 1, 1024)
+    assert metadata["prompts"] == []
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "settings", "error", "message"),
+    [
+        ("sdxl", "a.safetensors", {}, SettingsError, "--for sdxl: known are kandinsky-2.2"),
+        ("karlo", "a.npy", {}, SettingsError, "a file for karlo also holds the norm and the CLIP; end it with"),
+        ("karlo", "a.safetensors", {"norm": "unit"}, SettingsError, "--norm unit: karlo takes embeddings of norm raw"),
+        ("clip-retrieval", "a.npy", {"norm": "raw"}, SettingsError, "--norm raw: clip-retrieval takes embeddings"),
+        ("kandinsky-2.2", "a.safetensors", {}, InputError, "ViT-bigG-14 (laion2b_s39b_b160k, size 1280), and this"),
+        ("ip-adapter", "a.safetensors", {}, InputError, "or ViT-bigG-14 (laion2b_s39b_b160k, size 1280), and this"),
+        ("kandinsky-2.1", "a.safetensors", {"negative_prompt": "x"}, SettingsError, "negative_prompt has no effect"),
+    ],
+)  # fmt: skip
+def test_what_a_consumer_does_not_take_is_refused(
+    target: str, output: str, settings: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        sample_to_file(prior_for("karlo"), Raw(), tmp_path / output, target=target, **FAST, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_clip_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    prior = prior_for("karlo", clip_settings={"model": "ViT-L-14", "pretrained": "laion2b_s32b_b82k"})
+    with pytest.raises(InputError, match=r"--for karlo: it takes embeddings of the CLIP ViT-L-14 \(openai, size 768\)"):
+        sample_to_file(prior, Raw(), tmp_path / "a.safetensors", target="karlo", **FAST)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_negative_prompt_is_sampled_for_kandinsky(tiny_clip: Path, tmp_path: Path) -> None:
+    """It is the second half of the embeddings that Kandinsky's pipelines compute."""
+    clip = {"model": f"local-dir:{tiny_clip}", "pretrained": None}
+    config = make_raw_config({"num_embeddings": 77}, embed_dim=1280, text_dim=16, token_width=16, clip_settings=clip)
+    prior = make_raw_prior(config, make_empty(1280, 16, 16))
+    how = {**FAST, "guidance_scale": 3.0, "negative_prompt": "blurred", "seed": 4}
+    path = tmp_path / "a.safetensors"
+    done = sample_to_file(prior, Captions(["a cat", "two dogs"]), path, target="kandinsky-2.2", **how)
+    assert "it is not known whether the prior's CLIP" in done.notes[0]
+    tensors, _ = read(path)
+    negative = prior.sample(["blurred"], **FAST, seed=4)
+    assert tensors["negative_image_embed"].shape == (2, 1280)
+    for row in tensors["negative_image_embed"]:
+        np.testing.assert_allclose(row, negative[0].numpy(), rtol=1e-4, atol=1e-4)
+    expected = prior.sample(["a cat", "two dogs"], **how)
+    np.testing.assert_allclose(tensors["image_embed"], expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_negative_prompt_that_a_consumer_does_not_take_is_refused(tmp_path: Path) -> None:
+    prior = prior_for("karlo")
+    prior.__dict__["text_encoder"] = None  # it is refused before a text is encoded
+    how = {**FAST, "guidance_scale": 3.0, "negative_prompt": "blurred"}
+    with pytest.raises(
+        SettingsError, match="--negative-prompt: karlo takes no embedding of one; leave it or --for out"
+    ):
+        sample_to_file(prior, Raw(), tmp_path / "a.safetensors", target="karlo", **how)
     assert list(tmp_path.iterdir()) == []

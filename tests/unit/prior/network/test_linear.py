@@ -207,3 +207,72 @@ def test_training_continues_after_inference(packing: str) -> None:
     layer(x).square().sum().backward()
     expected = 2 * (x @ layer.weight.T).T @ x
     torch.testing.assert_close(layer.weight.grad, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+# bias and GELU
+
+
+def biased(dtype: torch.dtype = torch.float32) -> Linear:
+    torch.manual_seed(0)
+    return Linear(24, 40, bias=True).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(24,), (12, 24), (3, 5, 24), (200, 24), (0, 24)])
+def test_the_bias_is_added_in_inference_and_training(packing: str, shape: tuple[int, ...]) -> None:
+    layer, x = biased(), values(*shape)
+    expected = x.double() @ layer.weight.double().T + layer.bias.double()
+    for found in (infer(layer, x), layer(x)):
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_with_a_bias_agree_with_float64(packing: str) -> None:
+    layer, x = biased(), values(3, 7, 24).requires_grad_()
+    weights = values(3, 7, 40, seed=2)
+    (layer(x) * weights).sum().backward()
+    exact, inputs = biased(torch.float64), x.detach().double().requires_grad_()
+    (F.linear(inputs, exact.weight, exact.bias) * weights.double()).sum().backward()
+    for found, expected in (
+        (x.grad, inputs.grad), (layer.weight.grad, exact.weight.grad), (layer.bias.grad, exact.bias.grad),
+    ):  # fmt: skip
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_gradients_that_are_needed_are_computed(packing: str) -> None:
+    layer = biased()
+    layer.weight.requires_grad_(False)
+    layer(values(3, 24)).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(layer.bias.grad, torch.full((40,), 3.0))
+
+
+def test_the_gelu_is_the_exact_one(packing: str) -> None:
+    layer, x = biased(), 3 * values(50, 24)
+    inner = x.double() @ layer.weight.double().T + layer.bias.double()
+    expected = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+    with torch.inference_mode():
+        packed = layer.gelu(x)
+    for found in (packed, layer.gelu(x)):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    approximate = F.gelu(inner, approximate="tanh")
+    assert (expected - approximate).abs().max() > 1e-4  # the bar above tells them apart
+    layer.gelu(x).sum().backward()
+    assert layer.bias.grad is not None
+
+
+def test_the_gelu_follows_the_weight_and_the_bias(packing: str) -> None:
+    layer, x = biased(), values(5, 24)
+    with torch.inference_mode():
+        layer.gelu(x)
+        layer.bias.add_(1)
+        layer.weight.mul_(-3)
+        found = layer.gelu(x)
+    torch.testing.assert_close(found, F.gelu(F.linear(x, layer.weight, layer.bias)), rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_decides_the_dtype(packing: str) -> None:
+    layer, x = biased(), values(5, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == layer.gelu(x).dtype == torch.bfloat16

@@ -129,3 +129,60 @@ def test_statistics_are_saved_with_the_weights(kind: str) -> None:
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.encode(embeddings(9)), second.encode(embeddings(9)))
     assert list(first.parameters()) == []  # nothing an optimiser would move
+
+
+# clip_stats, which keeps norms
+
+
+def test_clip_stats_are_the_mean_and_deviation_of_each_coordinate() -> None:
+    rows = embeddings()
+    normaliser, exact = fitted("clip_stats"), rows.double()
+    assert sorted(normaliser.state_dict()) == ["mean", "to_embed"]
+    torch.testing.assert_close(normaliser.mean.double(), exact.mean(dim=0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normaliser.to_embed.double(), exact.std(dim=0, correction=0), rtol=1e-5, atol=1e-5)
+    encoded = normaliser.encode(rows).double()
+    torch.testing.assert_close(encoded.mean(dim=0), torch.zeros(D).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(encoded.std(dim=0, correction=0), torch.ones(D).double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normaliser.encode(rows), (rows - normaliser.mean) / normaliser.to_embed)
+    assert normaliser.takes_raw_images
+    assert not any(EmbeddingNormaliser(kind, D).takes_raw_images for kind in KINDS)
+
+
+def test_clip_stats_keep_norms() -> None:
+    normaliser, rows = fitted("clip_stats"), embeddings(50, seed=3)
+    again = normaliser.decode(normaliser.encode(rows))
+    torch.testing.assert_close(again, rows, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(again.norm(dim=-1), rows.norm(dim=-1), rtol=1e-5, atol=1e-5)
+    assert (normaliser.encode(rows) - normaliser.encode(2 * rows)).abs().max() > 0.1
+    exact = normaliser.double()
+    torch.testing.assert_close(exact.decode(exact.encode(rows.double())), rows.double(), rtol=1e-12, atol=1e-12)
+
+
+def test_clip_stats_before_a_fit_change_nothing() -> None:
+    normaliser, rows = EmbeddingNormaliser("clip_stats", D), embeddings(9)
+    assert torch.equal(normaliser.encode(rows), rows)
+    assert torch.equal(normaliser.decode(rows), rows)
+
+
+def test_clip_stats_of_diffusers_decode_as_diffusers_does() -> None:
+    """With its operations: latents * clip_std + clip_mean."""
+    normaliser, x = fitted("clip_stats"), torch.randn(9, D, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(normaliser.decode(x), x * normaliser.to_embed + normaliser.mean)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e4])
+def test_a_constant_coordinate_stays_finite(value: float) -> None:
+    rows = embeddings()
+    rows[:, 2] = value
+    normaliser = fitted("clip_stats", rows)
+    assert normaliser.to_embed[2] == pytest.approx(1e-4 * normaliser.to_embed.max().item(), rel=1e-5)
+    encoded = normaliser.encode(rows)
+    assert encoded[:, 2].abs().max() < 1
+    torch.testing.assert_close(normaliser.decode(encoded), rows, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_equal_rows_give_finite_clip_stats(rows: int) -> None:
+    normaliser = fitted("clip_stats", embeddings(1).expand(rows, -1))
+    assert (normaliser.to_embed > 0).all()
+    assert torch.isfinite(normaliser.encode(embeddings(9, seed=5))).all()

@@ -364,3 +364,39 @@ def test_text_guidance_without_effect_is_refused(make_prior: MakePrior, switches
     prior.check(SampleSettings(steps=2, guidance_scale=2.0, guidance="dalle2"))
     prior.check(SampleSettings(steps=2))
     make_prior(function_version="1.9.0", **TOKENS).check(SampleSettings(steps=2, guidance_scale=2.0))
+
+
+# clamping to a range, and texts of the null branch that are given
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_estimates_are_clamped_to_a_range_after_guidance(make_prior: MakePrior, scale: float) -> None:
+    plain, x_t = make_prior(), draw(B * K, D, seed=5)
+    text = text_for(plain)
+    free = denoiser(plain, text, NullBranch(plain.network), guidance_scale=scale)(x_t, at(60))
+    limit = float(free.x0.detach().abs().median())
+    clamped = make_prior(diffusion={"x0_clamp": "range", "clip_sample_range": limit})
+    found = denoiser(clamped, text, NullBranch(clamped.network), guidance_scale=scale)(x_t, at(60))
+    torch.testing.assert_close(found.unclamped, free.x0)
+    torch.testing.assert_close(found.x0, free.x0.clamp(-limit, limit))
+    assert 0 < (found.x0.abs() == limit).float().mean() < 1
+
+
+@pytest.mark.parametrize("switches", [{}, TOKENS, {"self_cond": True}], ids=repr)
+def test_a_given_null_prefix_replaces_the_dropped_text(make_prior: MakePrior, switches: dict[str, Any]) -> None:
+    prior, x_t = make_prior(**switches), draw(B * K, D, seed=5)
+    network, text, negative = prior.network, text_for(prior), text_for(prior, seed=40)
+    null = NullBranch(network)
+    given = network.prefix(*negative)
+    estimates = [
+        Denoiser(
+            network, prior.schedule, prior.config.diffusion, prior.normaliser, network.prefix(*text),
+            guidance_scale=3.0, null=null, null_prefix=given, grid=GRID,
+        )(x_t, at(60)),
+        denoiser(prior, text, null, guidance_scale=1.0)(x_t, at(60)),
+        denoiser(prior, negative, null, guidance_scale=1.0)(x_t, at(60)),
+        denoiser(prior, text, null, guidance_scale=3.0)(x_t, at(60)),
+    ]  # fmt: skip
+    found, known, against, dropped = (estimate.x0.detach() for estimate in estimates)
+    torch.testing.assert_close(found, against + 3 * (known - against), rtol=1e-4, atol=1e-4)
+    assert (found - dropped).abs().max() > 1e-3

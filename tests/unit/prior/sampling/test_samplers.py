@@ -412,3 +412,20 @@ def test_before_1_10_3_dalle2_ddim_ends_at_a_timestep_without_noise() -> None:
     schedule = noise_schedule("cosine", 100)
     drawn = find_sampler("dalle2-ddim", OLD, "x0")(posterior_mean(schedule), schedule, iter([NOISE]), [50])
     torch.testing.assert_close(drawn, posterior_mean(schedule)(NOISE, torch.full((61,), 50)).x0)
+
+
+# several generators
+
+
+def test_each_row_is_drawn_from_its_own_generator() -> None:
+    """As in diffusers: initial noise and every later tensor row by row."""
+    several = generator_noise((3, 4), [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)], CPU)
+    alone = [generator_noise((1, 4), torch.Generator().manual_seed(seed), CPU) for seed in (5, 6, 7)]
+    for _ in range(3):
+        assert torch.equal(next(several), torch.cat([next(noise) for noise in alone]))
+
+
+def test_a_generator_that_is_given_twice_goes_on() -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = next(generator_noise((2, 4), [generator, generator], CPU))
+    assert not torch.equal(rows[0], rows[1])
