@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .prior.network.settings import NetworkSettings
     from .prior.objective.settings import DiffusionSettings
     from .prior.sampling.settings import SampleSettings
-    from .prior.train.settings import InitSettings, OptimiserSettings, TrainSettings
+    from .prior.train.settings import InitSettings, LoraSettings, OptimiserSettings, TrainSettings
     from .prior.train.stage import train
     from .recipes.chain import run
     from .recipes.recipe import Recipe, load_recipe
@@ -59,7 +59,7 @@ _MODULES = {
     ".prior.network.settings": ("NetworkSettings",),
     ".prior.objective.settings": ("DiffusionSettings",),
     ".prior.sampling.settings": ("SampleSettings",),
-    ".prior.train.settings": ("InitSettings", "OptimiserSettings", "TrainSettings"),
+    ".prior.train.settings": ("InitSettings", "LoraSettings", "OptimiserSettings", "TrainSettings"),
     ".prior.train.stage": ("train",),
     ".recipes.chain": ("run",),
     ".recipes.recipe": ("Recipe", "load_recipe"),
@@ -82,6 +82,7 @@ __all__ = [
     "InitSettings",
     "InputError",
     "Interrupted",
+    "LoraSettings",
     "NetworkSettings",
     "OptimiserSettings",
     "PreprocessSettings",

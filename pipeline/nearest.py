@@ -25,26 +25,32 @@ _MAX_NAMES = 3
 _ALIASES: dict[str, tuple[str, ...]] = {
     "accumulation": ("accumulate",),
     "amp": ("dtype",),
+    "attn_dropout": ("dropout",),
     "bbox_col": ("bbox_column",),
     "blurring_bbox_col": ("bbox_column",),
     "bs": ("batch_size",),
     "caption_col": ("caption_column",),
     "cfg_scale": ("guidance_scale",),
     "cond_scale": ("guidance_scale",),
+    "depth": ("num_layers",),
+    "dim_head": ("attention_head_dim",),
     "disable_all_reencoding": ("encode_format",),
     "eval_every": ("validate_every",),
+    "ff_dropout": ("dropout",),
     "grad_clip": ("max_grad_norm",),
     "gradient_accumulation_steps": ("accumulate",),
+    "heads": ("num_attention_heads",),
     "hidden_dim": ("width",),
     "hidden_size": ("width",),
     "iterations": ("steps",),
-    "layers": ("depth",),
+    "layers": ("depth", "num_layers"),
     "lr": ("learning_rate",),
     "max_iters": ("steps",),
     "max_steps": ("steps",),
-    "n_heads": ("heads",),
-    "n_layers": ("depth",),
-    "num_heads": ("heads",),
+    "max_text_len": ("num_embeddings",),
+    "n_heads": ("heads", "num_attention_heads"),
+    "n_layers": ("depth", "num_layers"),
+    "num_heads": ("heads", "num_attention_heads"),
     "num_layers": ("depth",),
     "num_steps": ("steps",),
     "num_workers": ("workers", "read_threads"),
@@ -57,7 +63,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "url_col": ("url_column",),
     "wd": ("weight_decay",),
 }
-"""Names of settings in other tools, mapped to the corresponding names in priorkit."""
+"""Names of settings in other tools and other network families, mapped to the corresponding names in priorkit."""
 _EPOCHS = frozenset({"epoch", "epochs", "max_epochs", "n_epochs", "num_epochs"})
 _MAX_KEY_CHARACTERS = 100
 """Maximum length, in characters, of an unknown key's last name for which similar keys are searched. The search time

@@ -113,9 +113,10 @@ def parse_settings(
             unknown key, it suggests the most similar known key.
     """
     try:
-        return cls.model_validate(_typed([cls], values))
+        typed = _typed([cls], values)
+        return cls.model_validate(typed)
     except ValidationError as error:
-        known = [path for path in _paths(cls) if sections is None or path[0] in sections]
+        known = [path for path in _paths(cls, typed) if sections is None or path[0] in sections]
         described: dict[str, str] = {}
         for problem in error.errors():
             name, text = _describe(cls, problem, known, sections)
@@ -205,12 +206,28 @@ def _scalar(kinds: Sequence[Any], scalar: PlainScalar) -> Any:
     return scalar.text if str in kinds or choices or unwanted_boolean else scalar.value
 
 
-def _paths(cls: type[Settings], outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of every setting and section of a settings class, as a tuple of names, outermost section first."""
+def _paths(cls: type[Settings], values: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every setting and section of a settings class, as a tuple of names, outermost section first.
+
+    Args:
+        cls: settings class.
+        values: values of these settings, which select one of several classes; see `Settings.selector`.
+        outer: path of this section.
+    """
     for name, field in cls.model_fields.items():
         yield (*outer, name)
-        for inner in settings_kinds(field.annotation):
-            yield from _paths(inner, (*outer, name))
+        value = values.get(name) if isinstance(values, Mapping) else None
+        for inner in _selected(settings_kinds(field.annotation), value):
+            yield from _paths(inner, value, (*outer, name))
+
+
+def _selected(members: Sequence[type[Settings]], values: Any) -> Sequence[type[Settings]]:
+    """Return the class that the values of a section select among several, which is the first one by default.
+
+    Return all classes if the selector field has an unknown value.
+    """
+    given = [cls for cls in members if isinstance(values, Mapping) and cls.selector in values]
+    return [cls for cls in given if _selects(cls, values[cls.selector])] or given or members[:1]
 
 
 def _describe(
@@ -244,7 +261,10 @@ def _describe(
         if owner is not None and len(members) > 1:
             return name, _unknown_key(path, owner, members, known)
         read_only = f"this command reads {', '.join(sections)} only" if sections and len(path) == 1 else ""
-        return name, f"unknown key; {suggest(path, known) or read_only or _listed(owner or cls)}"
+        owner = owner or cls
+        if fault := _fault_of_other(path[-1], owner, members):
+            known = [each for each in known if list(each[:-1]) == path[:-1]]
+        return name, f"{fault or 'unknown key'}; {suggest(path, known) or read_only or _listed(owner)}"
     message = _cut(problem["msg"].removeprefix("Value error, "), 4 * _MAX_CHARACTERS)
     if problem["type"] == "model_type":
         message = "expected a section, that is keys with values"
@@ -285,6 +305,15 @@ def _selection(member: type[Settings]) -> str:
 def _selects(member: type[Settings], value: Any) -> bool:
     """Return True if `value` of the selector field selects this class among several; see `Settings.selector`."""
     return member.selector is not None and member.model_fields[member.selector].default == value
+
+
+def _fault_of_other(key: str, owner: type[Settings], members: Sequence[type[Settings]]) -> str:
+    """Return a description of a key that `owner` lacks and another member has, or an empty string if none has it."""
+    others = [cls for cls in members if cls is not owner and key in cls.model_fields]
+    if owner not in members or not others or owner.selector is None:
+        return ""
+    here, there = (cls.model_fields[owner.selector].default for cls in (owner, others[0]))
+    return f"a key of {owner.selector} {there}, not of {here}"
 
 
 def _listed(owner: type[Settings]) -> str:

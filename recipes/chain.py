@@ -310,6 +310,11 @@ def _check_data(recipe: Recipe, first: StageName, until: StageName, *, limit: in
             f"train.network takes up to {train.network.max_token_states} token states: set embed.token_states=true, so "
             "that there are some to train on; or train.text_condition=online"
         )
+    if train.diffusion.takes_raw_images and recipe.embed.engine != "native":
+        raise SettingsError(
+            f"train.diffusion.normaliser={train.diffusion.normaliser} needs the norms of embeddings, which "
+            f"embed.engine={recipe.embed.engine} does not store; set embed.engine=native"
+        )
     if until != "download":
         check_clip(recipe.embed.clip)
     folders = recipe.folders

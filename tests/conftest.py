@@ -1,6 +1,7 @@
 """Real parts on a small scale: an HTTP server, image files, a CLIP with random weights, and folders of each stage."""
 
 # ruff: noqa: E402
+# The process that distributes tests to others imports this module first, so fixtures import what takes seconds.
 from __future__ import annotations
 
 import gc
@@ -13,31 +14,34 @@ import functools
 import http.server
 import io
 import json
+import logging
 import os
 import shutil
+import signal
+import sys
 import tarfile
 import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+import typer.testing
 from PIL import Image
 
 from priorkit.pipeline.clip.settings import ClipSettings
-from priorkit.pipeline.download.decoding import decoders
 from priorkit.pipeline.download.settings import DownloadSettings
-from priorkit.pipeline.download.stage import download
 from priorkit.pipeline.embed.settings import EmbedSettings
-from priorkit.pipeline.embed.stage import embed
 
 from .integration.decoder_server import DecoderServer
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # processes that tests start inherit it; nohup makes them ignore SIGHUP
 
 TINY_CLIP_CONFIG = {
     "model_cfg": {
@@ -51,6 +55,10 @@ TINY_CLIP_CONFIG = {
 for _name in ("http_proxy", "https_proxy", "all_proxy"):  # servers of the tests are on this machine
     os.environ.pop(_name, None)
     os.environ.pop(_name.upper(), None)
+
+os.fsync = lambda file: None  # each call waits milliseconds for the disk, and no test ends with a power failure
+# takes 30 ms, and `CliRunner` calls it every time
+typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 
@@ -74,8 +82,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fail-on-skip", action="store_true", help="a skipped test fails the run; used by .ci/run")
 
 
+def share_vocabularies(tokenizer: Any) -> None:
+    """Let the instances of a tokenizer class share what they read from their vocabulary, which takes 0.1 s each."""
+    original, states = tokenizer.__init__, {}
+
+    @functools.wraps(original)
+    def initialise(self: Any, *args: Any, **settings: Any) -> None:
+        key = repr((args, settings))
+        if key not in states:
+            original(self, *args, **settings)
+            states[key] = dict(vars(self))
+        vars(self).update(states[key])
+
+    tokenizer.__init__ = initialise
+
+
 def pytest_collection_finish() -> None:
-    """Exclude modules and tests from garbage collection, which takes a tenth of a second for each pass over them."""
+    """Avoid work that would be repeated for each test.
+
+    Modules and tests are excluded from garbage collection, which takes a tenth of a second for each pass over them.
+    """
+    if "open_clip" in sys.modules:
+        share_vocabularies(sys.modules["open_clip"].SimpleTokenizer)
+    for logger in logging.getLogger().manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True  # pytest adds its handlers to each logger that does not, three times for each test
     gc.freeze()
     gc.enable()
 
@@ -86,9 +117,30 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+TESTS_OF_COMMANDS = {
+    f"tests/integration/test_{name}.py" for name in ("bad_input", "cli_chain", "convert", "docs", "recipes")
+}
+"""Files that one process runs, because the server of commands and the uninterrupted run cost it 14 CPU seconds."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute tests by file, as xdist does, but keep `TESTS_OF_COMMANDS` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc,unused-ignore]
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "commands" if file in TESTS_OF_COMMANDS else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """One thread is fastest for tiny tensors, and makes every sum the same."""
+    import torch
+
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
@@ -104,6 +156,8 @@ def decoder_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder
 @pytest.fixture(scope="module", autouse=True)
 def forked_decoders(decoder_server: DecoderServer) -> Iterator[None]:
     """Fork the decoder processes of downloads in this process, instead of starting an interpreter for each."""
+    from priorkit.pipeline.download.decoding import decoders
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoders, "subprocess", types.SimpleNamespace(Popen=decoder_server.popen))
         yield
@@ -114,6 +168,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an open_clip model of random weights, as `local-dir:` takes it."""
     import open_clip
     import safetensors.torch
+    import torch
 
     folder = tmp_path_factory.mktemp("tiny_clip")
     torch.manual_seed(0)
@@ -255,6 +310,8 @@ class SharedFolders:
     made: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     def images(self, settings: DownloadSettings) -> Path:
+        from priorkit.pipeline.download.stage import download
+
         def make(folder: Path) -> None:
             with serving_folder(folder.with_name("served")) as server:
                 download(str(write_list(server, folder.parent).path), str(folder), settings)
@@ -262,6 +319,8 @@ class SharedFolders:
         return self._make("images", settings.model_dump_json(), make)
 
     def embeddings(self, images: DownloadSettings, settings: EmbedSettings) -> Path:
+        from priorkit.pipeline.embed.stage import embed
+
         def make(folder: Path) -> None:
             embed(str(self.images(images)), str(folder), settings)
 
@@ -293,6 +352,8 @@ def images_folder(
 
     It is a copy of a shared folder, unless the test asks for the list.
     """
+    from priorkit.pipeline.download.stage import download
+
     folder = tmp_path / "images"
     if asks_for_the_list(request):
         download(str(request.getfixturevalue("url_list").path), str(folder), download_settings)
@@ -307,6 +368,8 @@ def embeddings_folder(
     download_settings: DownloadSettings, embed_settings: EmbedSettings, tmp_path: Path,
 ) -> Path:  # fmt: skip
     """Folder that `embed` made from `images_folder`, with 4 shards and 60 rows; see there for copies."""
+    from priorkit.pipeline.embed.stage import embed
+
     folder = tmp_path / "embeddings"
     if asks_for_the_list(request):
         embed(str(images_folder), str(folder), embed_settings)

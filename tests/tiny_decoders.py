@@ -56,17 +56,17 @@ def write_pipeline(target: str, folder: Path) -> Path:
     return folder
 
 
-def write_ip_adapter(path: Path, dim: int = DIM, *, plus: bool = False) -> Path:
-    """Write the weights of an IP-Adapter for the tiny Stable Diffusion."""
+def write_ip_adapter(path: Path, dim: int = DIM, *, xl: bool = False, plus: bool = False) -> Path:
+    """Write the weights of an IP-Adapter for the tiny Stable Diffusion, or for the tiny Stable Diffusion XL."""
     torch.manual_seed(1)
-    width = _TEXT
+    unet = _unet(**(_XL if xl else _SD))
+    width = unet.config.cross_attention_dim
     image_proj = {
         "proj.weight": torch.randn(4 * width, dim), "proj.bias": torch.randn(4 * width),
         "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width),
     }  # fmt: skip
     if plus:
         image_proj = {"latents": torch.randn(1, 4, width)}
-    unet = _unet(cross_attention_dim=width, **_CROSS_ATTENTION)
     crossed = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     tensors = {f"image_proj.{name}": value for name, value in image_proj.items()}
     for number, name in enumerate(crossed):
@@ -87,6 +87,11 @@ _CROSS_ATTENTION = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
+_SD: dict[str, Any] = {"cross_attention_dim": _TEXT, **_CROSS_ATTENTION}
+_XL: dict[str, Any] = {
+    "cross_attention_dim": 2 * _TEXT, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + _TEXT, "use_linear_projection": True, **_CROSS_ATTENTION,
+}  # fmt: skip
 
 
 def _unet(**config: Any) -> Any:
@@ -223,9 +228,20 @@ def _stable_diffusion() -> Any:
     from transformers import CLIPTextModel
 
     return StableDiffusionPipeline(
-        unet=_unet(cross_attention_dim=_TEXT, **_CROSS_ATTENTION), vae=_vae(), tokenizer=_tokenizer(),
+        unet=_unet(**_SD), vae=_vae(), tokenizer=_tokenizer(),
         text_encoder=CLIPTextModel(_text_config()), scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _stable_diffusion_xl() -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    return StableDiffusionXLPipeline(
+        unet=_unet(**_XL), vae=_vae(), scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        text_encoder=CLIPTextModel(_text_config()), text_encoder_2=CLIPTextModelWithProjection(_text_config()),
+        tokenizer=_tokenizer(), tokenizer_2=_tokenizer(), add_watermarker=False,
     )  # fmt: skip
 
 
@@ -237,3 +253,5 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "ip-adapter": _stable_diffusion,
 }
 TARGETS = tuple(_BUILDERS)
+"""Names of the decoders, each of which has a pipeline."""
+_BUILDERS["xl"] = _stable_diffusion_xl  # the other pipeline of ip-adapter

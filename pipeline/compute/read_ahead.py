@@ -49,7 +49,12 @@ class _Stream(Generic[Decoded]):
         If the reading thread does not end within `_STOP_SECONDS`, because a read hangs, leave it running.
         """
         self._stopped.set()
+        self._drain()  # the reading thread may wait for room in the queue
         self._thread.join(_STOP_SECONDS)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Remove all samples from the queue, and cancel their decoding."""
         while not self._ready.empty():
             item = self._ready.get()
             if isinstance(item, Future):

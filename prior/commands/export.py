@@ -18,6 +18,7 @@ def export(
     format: Annotated[str, typer.Option(help="diffusers.")] = "diffusers",
     dtype: Annotated[str, typer.Option(help="Precision of the weights: float32 or float16.")] = "float32",
     weights: WeightsOption = "ema",
+    merge: Annotated[bool, typer.Option("--merge", help="Merge trained adapters (LoRA) into the weights.")] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,7 +32,8 @@ def export(
         from ..interchange.export import export as export_prior
 
         files = export_prior(
-            prior, folder, format=format, dtype=dtype, weights=weights, overwrite=overwrite,  # type: ignore[arg-type]
+            prior, folder, format=format, dtype=dtype, weights=weights,  # type: ignore[arg-type]
+            merge=merge, overwrite=overwrite,
         )  # fmt: skip
         if as_json:
             print_json({"prior": prior, "folder": folder, "format": format, "dtype": dtype, "files": files})

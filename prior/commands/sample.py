@@ -63,6 +63,10 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Precision of large matrix products: float32 or bfloat16.")] = "float32",
+    lora: Annotated[
+        Optional[str],
+        typer.Option(help="File of adapters (LoRA) to add to the prior.", show_default=False, callback=expand_path),
+    ] = None,
     config: CheckpointConfigOption = None,
     weights: WeightsOption = "ema",
     function_version: FunctionOption = None,
@@ -99,7 +103,7 @@ def sample(
         )  # fmt: skip
         model = load_prior(
             prior, choose_device(device, "--device"), dtype,
-            config=config, weights=weights, function_version=function_version,  # type: ignore[arg-type]
+            config=config, weights=weights, function_version=function_version, lora=lora,  # type: ignore[arg-type]
         )  # fmt: skip
         with progress_bar("sample", "captions", quiet=as_json or texts.count <= 1) as progress:
             done = sample_to_file(

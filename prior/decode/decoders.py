@@ -42,8 +42,8 @@ class Decoder:
     """
 
     name: ClassVar[DecoderName]
-    pipeline_class: ClassVar[str]
-    """Name of the pipeline's class in diffusers."""
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    """Names of the classes in diffusers that the pipeline may have."""
     has_negative: ClassVar[bool] = False
     """True if the pipeline takes negative embeddings, which it uses for guidance."""
     prompts: ClassVar[bool | None] = None
@@ -138,13 +138,13 @@ class Kandinsky(Decoder):
 class Kandinsky22(Kandinsky):
     """Decoder of Kandinsky 2.2."""
 
-    name, pipeline_class = "kandinsky-2.2", "KandinskyV22Pipeline"
+    name, pipeline_classes = "kandinsky-2.2", ("KandinskyV22Pipeline",)
 
 
 class Kandinsky21(Kandinsky):
     """Decoder of Kandinsky 2.1, which also takes a prompt for each embedding."""
 
-    name, pipeline_class, prompts = "kandinsky-2.1", "KandinskyPipeline", True
+    name, pipeline_classes, prompts = "kandinsky-2.1", ("KandinskyPipeline",), True
 
     def arguments(self, batch: Batch, settings: DecodeSettings) -> dict[str, Any]:
         return {**super().arguments(batch, settings), "prompt": batch.prompts}
@@ -153,7 +153,7 @@ class Kandinsky21(Kandinsky):
 class Karlo(Decoder):
     """Decoder of Karlo: a first network and two of super-resolution."""
 
-    name, pipeline_class, has_size, least_steps = "karlo", "UnCLIPImageVariationPipeline", False, 2
+    name, pipeline_classes, has_size, least_steps = "karlo", ("UnCLIPImageVariationPipeline",), False, 2
 
     def arguments(self, batch: Batch, settings: DecodeSettings) -> dict[str, Any]:
         options = _options(settings, "decoder_num_inference_steps", "decoder_guidance_scale")
@@ -193,7 +193,7 @@ class StableDiffusion(Decoder):
 class StableUnClip(StableDiffusion):
     """Decoder of Stable unCLIP."""
 
-    name, pipeline_class = "stable-unclip", "StableUnCLIPImg2ImgPipeline"
+    name, pipeline_classes = "stable-unclip", ("StableUnCLIPImg2ImgPipeline",)
 
     def arguments(self, batch: Batch, settings: DecodeSettings) -> dict[str, Any]:
         options = _options(settings, "num_inference_steps", "guidance_scale")
@@ -207,13 +207,14 @@ class StableUnClip(StableDiffusion):
 
 
 class IpAdapter(StableDiffusion):
-    """Stable Diffusion with an IP-Adapter.
+    """Stable Diffusion, or Stable Diffusion XL, with an IP-Adapter.
 
     Its pipeline gives each picture of a batch the embeddings of all of them
     (https://github.com/huggingface/diffusers/issues/9813), so one is drawn at a time.
     """
 
-    name, pipeline_class, has_negative, largest_batch = "ip-adapter", "StableDiffusionPipeline", True, 1
+    name, has_negative, largest_batch = "ip-adapter", True, 1
+    pipeline_classes = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
     @classmethod
     def check(cls, settings: DecodeSettings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ import safetensors
 import torch
 
 from ...pipeline.errors import InputError
+from ...pipeline.json_text import parse_json
 from .settings import DECODERS, DecoderName
 
 _IMAGE, _NEGATIVE, _METADATA = "image_embed", "negative_image_embed", "priorkit"
@@ -84,7 +84,7 @@ class EmbedsFile:
         """Return the metadata that `priorkit sample` wrote."""
         text = (self._file.metadata() or {}).get(_METADATA)
         try:
-            described = None if text is None else json.loads(text)
+            described = None if text is None else parse_json(text)
         except ValueError:
             described = None
         if not isinstance(described, dict) or _IMAGE not in self._file.keys():  # noqa: SIM118

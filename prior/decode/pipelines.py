@@ -41,9 +41,9 @@ def load_decoder(
         _require_location(pipeline)
         with _explained(f"--pipeline {pipeline}", "Give the folder of a complete pipeline, or its name on the hub"):
             index = diffusers.DiffusionPipeline.load_config(pipeline)
-        _require_class(index.get("_class_name"), kind, pipeline)
+        cls = getattr(diffusers, _checked_class(index.get("_class_name"), kind, pipeline))
         with _explained(f"--pipeline {pipeline}", "Save or download the pipeline again"):
-            loaded = getattr(diffusers, kind.pipeline_class).from_pretrained(pipeline, dtype=dtype)
+            loaded = cls.from_pretrained(pipeline, dtype=dtype)
             if ip_adapter is not None:
                 _load_ip_adapter(loaded, ip_adapter)
             loaded.to(device)
@@ -125,13 +125,14 @@ def _require_location(pipeline: str) -> None:
         )
 
 
-def _require_class(found: str | None, kind: type[Decoder], pipeline: str) -> None:
-    """Raise an InputError if a pipeline is not of a decoder's class."""
-    if found == kind.pipeline_class:
-        return
-    others = [other.name for other in DECODER_CLASSES.values() if other.pipeline_class == found]
-    fix = f"sample with --for {others[0]} for it" if others else f"give a {kind.pipeline_class}"
-    raise InputError(f"--pipeline {pipeline}: it is a {found}, and {kind.name} a {kind.pipeline_class}; {fix}")
+def _checked_class(found: str | None, kind: type[Decoder], pipeline: str) -> str:
+    """Return the name of a pipeline's class, or raise an InputError if it is not one of a decoder's."""
+    if found in kind.pipeline_classes:
+        return found
+    others = [other.name for other in DECODER_CLASSES.values() if found in other.pipeline_classes]
+    needed = " or ".join(kind.pipeline_classes)
+    fix = f"sample with --for {others[0]} for it" if others else f"give a {needed}"
+    raise InputError(f"--pipeline {pipeline}: it is a {found}, and {kind.name} a {needed}; {fix}")
 
 
 def _load_ip_adapter(pipeline: Any, path: str) -> None:
@@ -149,7 +150,7 @@ def _load_ip_adapter(pipeline: Any, path: str) -> None:
         repository, subfolder = f"{owner}/{model}", "/".join(folders)
     else:
         raise InputError(f"{place}: no such file, and no ORG/NAME/FILE on the hub")
-    with _explained(place, "Give the weights of a plain IP-Adapter for Stable Diffusion 1.5, not Plus, Full or FaceID"):
+    with _explained(place, "Give the weights of a plain IP-Adapter for this pipeline, not Plus, Full or FaceID"):
         pipeline.load_ip_adapter(repository, subfolder=subfolder, weight_name=name, image_encoder_folder=None)
     projection = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
     if not hasattr(projection, "image_embeds"):

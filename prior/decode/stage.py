@@ -144,6 +144,12 @@ def _prompts(file: EmbedsFile, kind: type[Decoder], settings: DecodeSettings, co
             f"{file.path}: it holds the prompts of {len(file.prompts)} of its {file.rows:,} rows; {limit}give empty "
             "prompts with --no-prompts"
         )
+    for row, prompt in enumerate(file.prompts[:count]):
+        if prompt == f"row {row}":  # the label that `sample` gives to a stored embedding without a caption
+            raise SettingsError(
+                f"{file.path}: row {row} has no prompt, because it was sampled from a stored embedding without a "
+                "caption; give empty prompts with --no-prompts"
+            )
     return file.prompts[:count]
 
 

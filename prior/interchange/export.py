@@ -6,7 +6,11 @@ import os
 
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import FolderError, SettingsError
+from ..model.prior import Prior
 from ..model.settings import WeightsName
+from ..network.lora import LayerAdapter
+from ..network.lora import merge as merge_adapters
+from .adapter_file import read_adapters
 from .diffusers.settings import require_exportable
 from .diffusers.write import DTYPES, write_transformer
 from .load import PTH_SUFFIXES, load_prior
@@ -22,6 +26,7 @@ def export(
     format: str = "diffusers",
     dtype: str = "float32",
     weights: WeightsName = "ema",
+    merge: bool = False,
     overwrite: bool = False,
 ) -> list[str]:
     """Export a prior of the family `prior-transformer` to a folder that diffusers loads.
@@ -36,6 +41,8 @@ def export(
         format: `diffusers`.
         dtype: dtype of the weights, `float32` or `float16`.
         weights: weights to export: `ema`, `online` or `best`, as for `load_prior`.
+        merge: merge the adapters (LoRA) that training trained into the weights. By default, the weights of the initial
+            prior are written, and the adapters beside them as `pytorch_lora_weights.safetensors`.
         overwrite: replace the files of an earlier export.
 
     Returns:
@@ -58,7 +65,25 @@ def export(
         require_exportable(loaded.config)
     except SettingsError as error:
         raise SettingsError(f"{prior}: {error}") from None
+    if merge and not loaded.config.lora:
+        raise SettingsError(f"merge has no effect: {prior} was not trained with adapters (train.lora); leave it out")
+    adapters = {} if merge or not loaded.config.lora else _separate(loaded, prior, weights)
     try:
-        return write_transformer(loaded, Store(folder), dtype, overwrite=overwrite)
+        return write_transformer(loaded, Store(folder), dtype, adapters, overwrite=overwrite)
     except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         raise FolderError(f"{folder}: {error.filename or error} is in the way; choose another place") from None
+
+
+def _separate(prior: Prior, path: str, weights: WeightsName) -> dict[str, LayerAdapter]:
+    """Remove the merged adapters from the weights of a prior, in place, and return them.
+
+    Raises:
+        SettingsError: the adapters cannot be exported alone.
+    """
+    if weights != "ema":
+        raise SettingsError(f"weights={weights}: only the adapters of ema are stored alone; set merge (--merge)")
+    if not prior.config.network.uses_time:
+        raise SettingsError(f"{path}: ECLIPSE's class loads no adapters; set merge (--merge)")
+    adapters = read_adapters(path)
+    prior.network.load_state_dict(merge_adapters(prior.network.state_dict(), adapters, -1))
+    return adapters

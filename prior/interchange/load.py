@@ -19,6 +19,8 @@ from ..model.folder import CONFIG_NAME, STATE_FOLDER, WEIGHTS_NAME, load_best, l
 from ..model.prior import Prior
 from ..model.settings import WeightsName
 from ..network.function_version import FunctionVersion
+from ..network.lora import adapters_among, is_adapter_weight, merge
+from .adapter_file import apply_adapters, read_adapters
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .dalle2_weights import export_weights, import_prior, trainer_checkpoint
 from .diffusers.load import find_transformer, is_transformer, load_transformer
@@ -38,6 +40,7 @@ def load_prior(
     weights: WeightsName = "ema",
     function_version: str | None = None,
     clip: dict[str, Any] | None = None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> Prior:
     """Load a prior, local or remote, from a priorkit folder, a DALLE2-pytorch checkpoint (`.pth`) or diffusers' folder.
 
@@ -55,29 +58,40 @@ def load_prior(
             Required if the file stores no version; otherwise, this argument overrides the stored version.
         clip: dictionary with the `model` and `pretrained` names of the open_clip model that the prior was trained with.
             Pass this argument for a folder of diffusers, and for a `.pth` whose settings do not name the CLIP model.
+        lora: file of low-rank adapters (LoRA) to add to the weights, or folder with `pytorch_lora_weights.safetensors`,
+            local or remote. Names in peft's layout and in that of diffusers' attention processors are known.
 
     Raises:
         InputError: there is no prior at `path`, or a file is damaged or does not match its settings.
         SettingsError: an argument is missing, out of range, or does not apply to this kind of prior.
     """
-    path = os.fspath(path)
+    prior = _load(os.fspath(path), config, weights, function_version, clip)
+    if lora is not None:
+        apply_adapters(prior, read_adapters(lora), os.fspath(lora))
+    return prior.to(device, dtype)
+
+
+def _load(
+    path: str, config: str | None, weights: WeightsName, function_version: str | None, clip: dict[str, Any] | None
+) -> Prior:
+    """Load a prior onto the CPU; see `load_prior` for the arguments."""
     if is_pth(path, config=config, function_version=function_version):
         assert config is not None
-        return _load_pth(path, config, weights, function_version, clip).to(device, dtype)
+        return _load_pth(path, config, weights, function_version, clip)
     if weights not in ("ema", "online", "best"):
         raise SettingsError(f"weights={weights!r}: known are ema, online and best")
     if (folder := find_transformer(path)) is not None:
         if weights != "ema":
             raise SettingsError(f"weights={weights!r}: {path} is a folder of diffusers, which holds one set; use ema")
-        return load_transformer(folder, {} if clip is None else _located(clip)).to(device, dtype)
+        return load_transformer(folder, {} if clip is None else _located(clip))
     if clip is not None:
         raise SettingsError(
             f"clip= belongs to checkpoints ({' or '.join(PTH_SUFFIXES)}) and folders of diffusers; {path} is neither"
         )
     prior = load_folder(path)
     if weights != "ema":
-        prior.network.load_state_dict(_training_weights(path, weights))
-    return prior.to(device, dtype)
+        _replace_weights(prior, path, _training_weights(path, weights))
+    return prior
 
 
 def convert(
@@ -256,6 +270,20 @@ def _training_weights(path: str, weights: WeightsName) -> dict[str, torch.Tensor
     return checkpoint.network
 
 
+def _replace_weights(prior: Prior, path: str, weights: dict[str, torch.Tensor]) -> None:
+    """Give a prior that was loaded from a folder other weights of its training.
+
+    If the training trained adapters, `weights` are theirs only. The merged adapters are then replaced.
+    """
+    if not any(is_adapter_weight(name) for name in weights):
+        prior.network.load_state_dict(weights)
+        return
+    published = read_adapters(path)
+    base = merge(prior.network.state_dict(), published, -1)
+    scale = next(iter(published.values())).scale
+    prior.network.load_state_dict(merge(base, adapters_among(weights, scale)))
+
+
 def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     """Write a prior to a priorkit folder.
 
@@ -272,7 +300,8 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
         if not overwrite:
             raise FolderError(f"{destination} holds a prior; choose another folder, or --overwrite")
         store.remove(CONFIG_NAME)  # removed first, so that an interruption never leaves an old config with new weights
-    save_prior(store.create, prior.config, prior.network, prior.normaliser, prior.empty)
+    config = prior.config.model_copy(update={"lora": False})  # the adapters are not written
+    save_prior(store.create, config, prior.network, prior.normaliser, prior.empty)
 
 
 def _write_pth(prior: Prior, destination: str, overwrite: bool) -> None:

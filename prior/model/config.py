@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
@@ -69,6 +70,8 @@ class PriorConfig(Settings):
     of a CLIP. Sources and predictions are then in different spaces, in which cosines between them mean nothing."""
     image_norm: NormStatistics | None = None
     """Norms of the training images' embeddings before they were normalised; null if they are unknown."""
+    lora: bool = False
+    """True if training trained adapters (LoRA). They are merged into the weights, and also stored alone."""
     trained_on: TrainedOn | None = None
     """Record of the rows that the prior was trained on. Null if they are unknown, for example because the prior was
     imported from a DALLE2-pytorch checkpoint."""
@@ -102,6 +105,28 @@ def build_network(config: PriorConfig) -> Network:
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # raised by torch for impossibly large sizes
         reason = str(error).partition("\n")[0]
         raise SettingsError(f"network: it is too large to be made ({reason}); restore its settings") from None
+
+
+def build_network_with(config: PriorConfig, weights: dict[str, torch.Tensor]) -> Network:
+    """Build the network that the config describes, with given weights, which have been checked to fit.
+
+    A `PriorTransformer` takes over the tensors, so that memory holds large weights only once.
+    """
+    if not isinstance(config.network, PriorTransformerSettings):
+        network = build_network(config)
+        network.load_state_dict(weights)
+        return network
+    network = describe_network(config)
+    network.load_state_dict(weights, assign=True)
+    for name, buffer in list(network.named_buffers()):
+        setattr(network, name, torch.zeros_like(buffer, device="cpu"))
+    return network
+
+
+def describe_network(config: PriorConfig) -> Network:
+    """Build the network that the config describes without memory for weights, to check names and shapes of weights."""
+    with torch.device("meta"):
+        return build_network(config)
 
 
 def build_normaliser(config: PriorConfig) -> EmbeddingNormaliser:

@@ -26,10 +26,12 @@ from ...pipeline.errors import InputError, SettingsError
 from ...pipeline.json_text import parse_json
 from ...pipeline.settings import parse_settings
 from ..network.interface import Network
+from ..network.lora import is_adapter_weight
 from ..objective.normaliser import EmbeddingNormaliser
-from .config import PriorConfig, build_network, build_normaliser
+from .config import PriorConfig, build_network_with, build_normaliser, describe_network
 from .empty import empty_tensors, take_empty_tensors
 from .prior import Prior
+from .tensor_file import TensorFile, write_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -68,8 +70,8 @@ def save_prior(
     """
     tensors = {**prior_tensors(network, normaliser), **empty_tensors(empty)}
     with create(WEIGHTS_NAME) as file:
-        file.write(safetensors.torch.save(_to_cpu(tensors)))
-    unused = {name for name in ("spaces", "image_norm") if getattr(config, name) is None}
+        write_tensors(file, tensors)
+    unused = {name for name in ("spaces", "image_norm", "lora") if not getattr(config, name)}
     described = {"format_version": _FORMAT_VERSION, **config.model_dump(mode="json", exclude=unused)}
     with create(CONFIG_NAME) as file:
         file.write((json.dumps(described, indent=1) + "\n").encode())
@@ -105,8 +107,8 @@ def load_folder(path: str) -> Prior:
     store = Store(path)
     try:
         config = load_config(store)
-        with store.open(WEIGHTS_NAME) as file:
-            weights = _read_tensors(file, store.path(WEIGHTS_NAME))[0]
+        file = TensorFile(store, WEIGHTS_NAME)
+        weights = file.read(list(file.entries))
     except (FileNotFoundError, NotADirectoryError):
         if steps := _state_steps(store):
             raise InputError(
@@ -117,12 +119,13 @@ def load_folder(path: str) -> Prior:
             f"{path}: no prior is there ({CONFIG_NAME} and {WEIGHTS_NAME} are needed); run `priorkit train`"
         ) from None
     empty = take_empty_tensors(weights, store.path(WEIGHTS_NAME))
-    network, normaliser = build_network(config), build_normaliser(config)
+    normaliser = build_normaliser(config)
     statistics = {name: weights.pop(name) for name in list(weights) if name.startswith(_NORMALISER)}
-    _load_weights(network, weights, f"{path}/{WEIGHTS_NAME}")
+    _check_weights(describe_network(config), weights, f"{path}/{WEIGHTS_NAME}")
     statistics = {name.removeprefix(_NORMALISER): value for name, value in statistics.items()}
-    _load_weights(normaliser, statistics, f"{path}/{WEIGHTS_NAME}")
-    return Prior(config, network, normaliser, empty)
+    _check_weights(normaliser, statistics, f"{path}/{WEIGHTS_NAME}")
+    normaliser.load_state_dict(statistics)
+    return Prior(config, build_network_with(config, weights), normaliser, empty)
 
 
 def load_config(store: Store) -> PriorConfig:
@@ -268,6 +271,8 @@ def clear_states(store: Store) -> None:
 def save_best(store: Store, network: Network, step: int, loss: float, settings_fingerprint: str) -> None:
     """Write the weights of `network` to `best.safetensors`, replacing any previous file.
 
+    Of a network with adapters, only the weights of the adapters are written.
+
     Args:
         network: network with the averaged weights (EMA), which have the lowest validation loss so far.
         step: number of completed training steps.
@@ -275,8 +280,11 @@ def save_best(store: Store, network: Network, step: int, loss: float, settings_f
         settings_fingerprint: fingerprint of the training settings, which `load_best` compares.
     """
     metadata = {"priorkit": json.dumps({"step": step, "validation_loss": loss, "settings": settings_fingerprint})}
+    weights = network.state_dict()
+    if adapters := {name: value for name, value in weights.items() if is_adapter_weight(name)}:
+        weights = adapters  # the other weights are not trained
     with store.create(BEST_NAME) as file:
-        file.write(safetensors.torch.save(_to_cpu(network.state_dict()), metadata))
+        file.write(safetensors.torch.save(_to_cpu(weights), metadata))
 
 
 def load_best(store: Store, settings_fingerprint: str) -> dict[str, torch.Tensor] | None:
@@ -360,7 +368,12 @@ def _read_tensors(file: BinaryIO, source: str) -> tuple[dict[str, torch.Tensor],
     return tensors, stored
 
 
-def _load_weights(network: nn.Module, weights: dict[str, Any], source: str) -> None:
+def _check_weights(network: nn.Module, weights: dict[str, Any], source: str) -> None:
+    """Check that weights have the names and shapes of those of a network.
+
+    Raises:
+        InputError: they do not.
+    """
     expected = network.state_dict()
     missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or extra:
@@ -368,4 +381,3 @@ def _load_weights(network: nn.Module, weights: dict[str, Any], source: str) -> N
     for name, value in weights.items():
         if value.shape != expected[name].shape:
             raise InputError(f"{source}: {name} is {list(value.shape)}, its config says {list(expected[name].shape)}")
-    network.load_state_dict(weights)

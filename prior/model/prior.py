@@ -24,6 +24,7 @@ from ..sampling.by_name import find_sampler
 from ..sampling.guidance import Denoiser, NullBranch, null_prefix
 from ..sampling.samplers import generator_noise, seeded_noise
 from ..sampling.settings import MAX_SEED, GuidanceName, NormName, SamplerName, SampleSettings
+from .arguments import as_tensor, check_arguments, choose_generators, expand_negatives
 from .config import PriorConfig, check_sampling
 from .empty import set_empty_text
 from .norms import convert_norms, default_norm, require_raw
@@ -206,7 +207,7 @@ class Prior:
         Raises:
             SettingsError: a setting is out of range, or not exactly one of `prompts` and `text_embed` is given.
         """
-        _check_arguments(prompts, text_embed, token_states, generator, noise)
+        check_arguments(prompts, text_embed, token_states, generator, noise)
         default_norm(self.config, norm)
         if not 0 <= seed <= MAX_SEED:
             raise SettingsError(f"seed={seed}: must be from 0 to {MAX_SEED}")
@@ -215,13 +216,13 @@ class Prior:
         if num_candidates < 1:
             raise SettingsError(f"num_candidates={num_candidates}: must be at least 1")
         values = {"sampler": sampler, "steps": steps, "guidance_scale": guidance_scale, "guidance": guidance}
-        text_embed, token_states = _as_tensor(text_embed), _as_tensor(token_states)
+        text_embed, token_states = as_tensor(text_embed), as_tensor(token_states)
         settings = parse_settings(SampleSettings, values, "sample")
         self.check(settings)
         texts: Sequence[str] | torch.Tensor = prompts if prompts is not None else text_embed  # type: ignore[assignment]
         negatives = None
         if negative_prompt is not None:
-            negatives = _negative_prompts(negative_prompt, len(texts), settings)
+            negatives = expand_negatives(negative_prompt, len(texts), settings)
         given = iter(noise) if noise is not None else None
         batch = SAMPLE_BATCH if given is None else max(1, len(texts))  # given noise tensors cover all captions
         parts = [torch.empty(0, self.config.embed_dim)]
@@ -237,7 +238,9 @@ class Prior:
             drawn = given
             if generator is not None:
                 shape = (len(rows) * num_candidates, self.config.embed_dim)
-                drawn = generator_noise(shape, _generators(generator, chosen, num_candidates, len(texts)), self.device)
+                drawn = generator_noise(
+                    shape, choose_generators(generator, chosen, num_candidates, len(texts)), self.device
+                )
             if drawn is None:
                 drawn = self.noise(seed, first + start, len(rows), num_candidates)
             draws = self.draw(embed, states, num_candidates, settings, drawn, norm=norm, rows=rows, negative=negative)
@@ -449,61 +452,6 @@ class Prior:
 def _source_name(config: PriorConfig) -> str:
     """Return the name of a prior's source, for messages."""
     return repr((config.spaces or {}).get("source", {}).get("name", ""))
-
-
-def _check_arguments(
-    prompts: Sequence[str] | None,
-    text_embed: torch.Tensor | npt.NDArray[Any] | None,
-    token_states: torch.Tensor | npt.NDArray[Any] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    noise: Iterable[torch.Tensor] | None,
-) -> None:
-    """Raise SettingsError if arguments of `Prior.sample` are missing, contradictory or of different lengths."""
-    if (prompts is None) == (text_embed is None):
-        raise SettingsError("give either prompts or text_embed")
-    if isinstance(prompts, str):
-        raise SettingsError(f"prompts={prompts!r}: give a list of captions")
-    if prompts is not None and token_states is not None:
-        raise SettingsError("token_states belong to text_embed; prompts are encoded here")
-    if text_embed is not None and token_states is not None and len(text_embed) != len(token_states):
-        raise SettingsError(f"token_states are of {len(token_states)} texts, text_embed of {len(text_embed)}")
-    if generator is not None and noise is not None:
-        raise SettingsError("give either generator or noise")
-
-
-def _negative_prompts(given: str | Sequence[str], texts: int, settings: SampleSettings) -> list[str]:
-    """Return one negative prompt for each caption.
-
-    Raises:
-        SettingsError: there is another number of negative prompts than of captions, or they have no effect.
-    """
-    if settings.guidance_scale == 1.0:
-        raise SettingsError("negative_prompt has no effect with guidance_scale=1; raise it, or leave the prompt out")
-    if settings.guidance != "text":
-        raise SettingsError(f"negative_prompt needs guidance=text, not {settings.guidance}")
-    negatives = [given] * texts if isinstance(given, str) else list(given)
-    if len(negatives) != texts:
-        raise SettingsError(f"negative_prompt: {len(negatives)} are given for {texts} captions; give one, or {texts}")
-    return negatives
-
-
-def _generators(
-    given: torch.Generator | Sequence[torch.Generator], chosen: slice, candidates: int, texts: int
-) -> torch.Generator | Sequence[torch.Generator]:
-    """Return the generators for the embeddings to draw for some of the captions.
-
-    Raises:
-        SettingsError: the number of generators differs from the number of embeddings to draw.
-    """
-    if isinstance(given, torch.Generator):
-        return given
-    if len(given) != texts * candidates:
-        raise SettingsError(f"generator: {len(given)} are given, needed are 1 or {texts * candidates}")
-    return given[chosen.start * candidates : chosen.stop * candidates]
-
-
-def _as_tensor(value: torch.Tensor | npt.NDArray[Any] | None) -> torch.Tensor | None:
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value  # copy, because arrays may be read-only
 
 
 def nearest_to_text(draws: torch.Tensor, text_embed: torch.Tensor) -> torch.Tensor:

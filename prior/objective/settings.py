@@ -98,11 +98,17 @@ def check_network(network: FamilySettings, diffusion: DiffusionSettings) -> None
 
 
 def check_drops(network: FamilySettings, diffusion: DiffusionSettings) -> None:
-    """Check that training with these settings can drop texts and images.
+    """Check that a network can be trained by diffusion, and that training can drop texts and images.
 
     Raises:
-        ValueError: they are to be dropped, but nothing can stand for them in the network.
+        ValueError: the network ignores the timestep, or texts or images are to be dropped, but nothing can stand for
+            them in the network.
     """
+    if not network.uses_time:
+        raise ValueError(
+            "network.time_token=false: without the timestep, a network cannot be trained by diffusion; priors of "
+            "ECLIPSE can only be sampled, with sampler=one-step"
+        )
     if not network.drops_text and (diffusion.text_drop or diffusion.image_drop):
         raise ValueError(
             f"dalle2-pytorch {network.function} had nothing in place of what is dropped: set diffusion.text_drop and "

@@ -21,10 +21,11 @@ from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
 from ..model.config import PriorConfig, TrainedOn
 from ..model.folder import prior_fingerprint
-from ..model.text_encoder import find_text_encoder
+from ..model.text_encoder import encode_empty_inputs, find_text_encoder
 from ..model.train_manifest import STAGE
 from .settings import TrainSettings
 from .start import (
+    check_lora,
     check_start,
     has_unknown_clip,
     load_start,
@@ -134,21 +135,23 @@ def make_job(
     empty = dataset.empty_inputs
     settings = resolve_training(settings, compute)
     identity = resolved_identity(settings, dataset.settings)
+    start = None if settings.init_from is None else load_start(settings.init_from)
+    if start is not None:
+        settings = settings_of_start(settings, start)
     config = _prior_config(dataset, settings, clip)
-    if settings.init_from is not None:
-        start = load_start(settings.init_from)
+    if start is not None and settings.init_from is not None:
         check_start(start, dataset.store.url, settings.init_from.path, config)
+        check_lora(settings, start)
         if has_unknown_clip(start.config):
             notes = (
                 f"train.init_from {settings.init_from.path} does not name its CLIP, so it is not known whether it was "
                 "trained with the one that made these embeddings",
             )
-        settings = settings_of_start(settings, start)
         empty = empty or start.empty
         names = ("clip", "clip_settings", "spaces", "trained_on")
         data = {name: getattr(config, name) for name in names}
         function = {"network": settings.network, "diffusion": settings.diffusion}
-        config = start.config.model_copy(update={**function, **data})
+        config = start.config.model_copy(update={**function, **data, "lora": settings.lora is not None})
         identity["train"] = settings.identity()
         identity["init_from"] = {"sha256": prior_fingerprint(start)}
     identity["embeddings"] = {"rows": dataset.count, "sha256": dataset.content_fingerprint}
@@ -159,8 +162,9 @@ def make_job(
             f"train.patience={settings.patience} needs validation rows, and read.validation_fraction is 0; raise "
             "that, or leave patience out"
         )
+    _check_norms(dataset, settings)
     _check_text(dataset, settings, config)
-    _check_raw(dataset, settings, empty)
+    empty = _empty_inputs(empty, dataset, settings, config)
     check_trackers(settings, prior)
     return TrainJob(
         embeddings=dataset.store.url, read=dataset.settings, prior=prior.url, settings=settings, config=config,
@@ -279,20 +283,37 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
         )
 
 
-def _check_raw(dataset: EmbeddingDataset, settings: TrainSettings, empty: EmptyInputs | None) -> None:
-    """Check that the embeddings folder stores what a prior of embeddings that are not normalised needs.
+def _check_norms(dataset: EmbeddingDataset, settings: TrainSettings) -> None:
+    """Check that the embeddings folder stores the norms that a prior of embeddings that are not normalised needs.
 
     Raises:
-        InputError: the folder lacks the norms of embeddings, or there is no encoding of the empty text, which stands
-            for dropped texts.
+        InputError: it does not.
     """
     if settings.diffusion.takes_raw_images:
         dataset.norms("img_emb")
     if settings.network.takes_raw_text and settings.text_condition != "online":
         dataset.norms("text_emb")
-    has_empty_text = empty is not None and empty.token_states is not None
-    if settings.network.needs_empty_text and settings.diffusion.text_drop and not has_empty_text:
-        raise InputError(
-            f"{dataset.store.url} does not store the CLIP's output for the empty text, which stands for dropped "
-            "texts; run `priorkit embed` again to add it, or set train.diffusion.text_drop=0"
-        )
+
+
+def _empty_inputs(
+    known: EmptyInputs | None, dataset: EmbeddingDataset, settings: TrainSettings, config: PriorConfig
+) -> EmptyInputs | None:
+    """Return the CLIP model's outputs for empty inputs; None if they are unknown and training does not need them.
+
+    If captions are encoded during training, the CLIP model also encodes the empty text.
+
+    Args:
+        known: outputs from the embeddings folder or the initial prior.
+
+    Raises:
+        InputError: the encoding of the empty text is needed for dropped texts, but unknown.
+    """
+    has_empty_text = known is not None and known.token_states is not None
+    if has_empty_text or not (settings.network.needs_empty_text and settings.diffusion.text_drop):
+        return known
+    if settings.text_condition == "online":
+        return encode_empty_inputs(config.clip_settings, config.clip)
+    raise InputError(
+        f"{dataset.store.url} does not store the CLIP's output for the empty text, which stands for dropped texts; run "
+        "`priorkit embed` again to add it, or set train.diffusion.text_drop=0"
+    )

@@ -86,7 +86,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
             if recorder is not None:
                 recorder.log(step, trained, validated, throughput.rates)
                 if stop or ended or step == job.last_step or recorder.is_checkpoint_due(step):
-                    recorder.save(learner.state(step))
+                    recorder.save(learner.checkpoint(step))
 
         watch.report(step, throughput.note)
         if recorder is not None and (ended or step == settings.steps):
@@ -125,9 +125,11 @@ def _load(
     state = None
     if folder is not None:
         state = folder.restore()
-        if state is None:
+        if state is None or job.settings.lora is not None:  # checkpoints of adapters lack the initial prior's weights
             initialise(learner, job.settings, dataset)
-            state = learner.state(0)
+            if state is not None:
+                learner.restore(state)
+            state = learner.state(0 if state is None else state.step)
     step, tensors = ranks.broadcast(None if state is None else state.step, {} if state is None else state.tensors())
     learner.restore(TrainState.from_tensors(step, tensors))
     return step

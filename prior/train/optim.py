@@ -14,12 +14,13 @@ _FINAL_SHARE = 0.1
 
 
 def build_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """Return an AdamW optimiser (Loshchilov and Hutter 2017, arXiv 1711.05101) for the weights of a network.
+    """Return an AdamW optimiser (Loshchilov and Hutter 2017, arXiv 1711.05101) for the trained weights of a network.
 
     Weight decay applies only to parameters with two or more dimensions.
     """
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
 
@@ -57,4 +58,5 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float, step: int) 
     decay = min(decay, (1 + step) / (10 + step))
     averaged, current = dict(average.named_parameters()), dict(network.named_parameters())
     assert averaged.keys() == current.keys()
-    torch._foreach_lerp_(list(averaged.values()), [current[name] for name in averaged], 1 - decay)
+    names = [name for name, value in current.items() if value.requires_grad]
+    torch._foreach_lerp_([averaged[name] for name in names], [current[name] for name in names], 1 - decay)

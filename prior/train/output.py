@@ -14,10 +14,12 @@ from ...pipeline.contract.manifest import ShardRecord
 from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError
 from ...pipeline.json_text import parse_json
+from ..interchange.adapter_file import ADAPTER_NAME, write_adapters
 from ..model.config import NormStatistics, PriorConfig
 from ..model.folder import TrainState, clear_states, load_state, save_best, save_prior, save_state
 from ..model.train_manifest import RECORD
 from ..network.interface import Network
+from ..network.lora import fold_adapters, network_adapters
 from ..objective.normaliser import EmbeddingNormaliser
 from .job import TrainJob
 from .optim import learning_rate
@@ -191,12 +193,17 @@ class TrainingFolder:
         """Write the finished prior and the log, then a record that marks the prior as complete. Return this record.
 
         Args:
-            average: network with the averaged weights, which become the weights of the prior.
+            average: network with the averaged weights, which become the weights of the prior. Adapters are merged, and
+                also written alone.
             empty: outputs of the CLIP model for empty inputs; None if they are unknown.
             input: fingerprint of the inputs of the prior; see `TrainJob.record_input`.
             rows: number of rows in the training split.
         """
         commit = ShardCommit(self._store, RECORD, input=input, settings=self._fingerprint)
+        if adapters := network_adapters(average):
+            with commit.create(ADAPTER_NAME) as file:
+                write_adapters(file, adapters)
+            fold_adapters(average)
         save_prior(commit.create, config, average, normaliser, empty)
         with commit.create(LOG_NAME) as file:
             file.write(self._lines())

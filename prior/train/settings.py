@@ -43,7 +43,7 @@ class InitSettings(Settings):
     """Settings for loading the initial prior, which is the existing prior whose weights training starts from."""
 
     path: Location
-    """Prior folder, or DALLE2-pytorch checkpoint (`.pth`)."""
+    """Prior folder, folder of a prior or pipeline of diffusers, or DALLE2-pytorch checkpoint (`.pth`)."""
     weights: WeightsName = "ema"
     """Weights to load: the averaged weights (`ema`), the weights that the optimiser updates (`online`), or the averaged
     weights from the validation run with the lowest loss (`best`)."""
@@ -54,8 +54,27 @@ class InitSettings(Settings):
     """DALLE2-pytorch release that the checkpoint was trained with, if the checkpoint does not record the release."""
 
 
+class LoraSettings(Settings):
+    """Settings for low-rank adapters (LoRA), which are trained in place of the weights."""
+
+    rank: int = Field(default=4, ge=1)
+    """Rank of the adapters. A higher rank can learn more, and has more weights."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of the adapters, as a multiple of 1 / rank. Null: the rank, so the scale is 1."""
+    targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Layers that get an adapter: names of linear layers, or the last parts of their names. The default is all
+    projections of attention in a `prior-transformer`."""
+
+    @property
+    def resolved_alpha(self) -> float:
+        """Value of `alpha`, or the rank if it is null."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
 class TrainSettings(DeviceSettings):
     """Settings for the train stage: the `train` section of a recipe."""
+
+    later_fields: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -81,6 +100,9 @@ class TrainSettings(DeviceSettings):
     init_from: InitSettings | None = None
     """Initial prior, which provides the initial weights, network settings, diffusion settings and normaliser
     statistics. If null, training starts from random weights."""
+    lora: LoraSettings | None = None
+    """Low-rank adapters to train in place of all weights; requires `init_from`. The finished prior has merged weights,
+    and the adapters are also stored alone, in `pytorch_lora_weights.safetensors`. Null trains all weights."""
     text_condition: Literal["pooled", "stored", "online"] | None = None
     """Text that the prior is conditioned on. `pooled`: stored text embeddings. `stored`: stored text embeddings and
     token states (CLIP text encoder outputs, one per token). `online`: captions, encoded during training by the CLIP
@@ -169,7 +191,10 @@ class TrainSettings(DeviceSettings):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         network, diffusion = self.network, self.diffusion
-        check_network(network, diffusion)
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora adapts a trained prior, and init_from names none; set train.init_from.path")
+        if self.init_from is None or "normaliser" in diffusion.model_fields_set:  # otherwise, the initial prior has one
+            check_network(network, diffusion)
         check_drops(network, diffusion)
         if self.validate_draws and self.validate_steps > diffusion.timesteps:
             raise ValueError(f"validate_steps={self.validate_steps} is more than diffusion.timesteps")

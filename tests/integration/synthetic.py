@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from priorkit.pipeline.contract.commit import ShardCommit, StageFolder, open_stage
+from priorkit.pipeline.contract.empty_inputs import EmptyInputs, write_empty_inputs
 from priorkit.pipeline.contract.manifest import Manifest, embedding_shard_name, fingerprint
 from priorkit.pipeline.contract.storage import Store
+from priorkit.prior.network.prior_transformer.settings import PriorTransformerSettings
 from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
@@ -33,6 +35,7 @@ def write_embeddings(
     rows: int = 480,
     *,
     token_states: bool = False,
+    raw: bool = False,
     captions: int = 1,
     seed: int = 0,
     clip: str = "synthetic",
@@ -41,6 +44,7 @@ def write_embeddings(
     """A folder as `embed` writes it, in 3 shards: image = rotation of text + noise, which token states give away.
 
     Args:
+        raw: also write norms, those of images from 4 to 16, and what the CLIP makes of empty inputs.
         captions: so many rows in a row are of one image.
         damage: changes the image embeddings `[rows, D]` before they are written.
     """
@@ -52,6 +56,7 @@ def write_embeddings(
     if damage is not None:
         damage(image)
     lengths = random.integers(1, T + 1, rows)
+    norms = {"image_norm": 8 * 2 ** np.tanh(2 * text[:, 0]), "text_norm": 6 + np.tanh(text[:, 1])} if raw else {}
     manifest = Manifest("embed", {"token_states": token_states}, input={})
     with open_stage(Store(str(folder)), manifest) as stage:
         width = W if token_states else None
@@ -61,12 +66,18 @@ def write_embeddings(
             "source": source, "weights_sha256": weights, "dtype": "float32", "embed_dim": D, "token_width": width
         }  # fmt: skip
         stage.describe(clip=identity, clip_settings=source)
+        if raw:
+            empty = EmptyInputs(np.ones(D, np.float32), np.ones(D, np.float32), np.ones((2, W), np.float32))
+            stage.describe(**write_empty_inputs(stage.store, empty))
         for index, part in enumerate(np.array_split(np.arange(rows), 3)):
             states = None
             if token_states:
                 # the token state says what the noise was, in the first W coordinates
                 states = np.concatenate([np.tile(noise[row, :W] * 4, (lengths[row], 1)) for row in part])
-            _write_shard(stage, index, part, part // captions, image[part], text[part], states, lengths[part])
+            _write_shard(
+                stage, index, part, part // captions, image[part], text[part], states, lengths[part],
+                {name: values[part].astype(np.float32) for name, values in norms.items()},
+            )  # fmt: skip
         stage.finish()
     return folder
 
@@ -80,6 +91,7 @@ def _write_shard(
     text: np.ndarray,
     states: np.ndarray | None,
     lengths: np.ndarray,
+    norms: dict[str, np.ndarray],
 ) -> None:
     """`images` numbers the image of each row."""
     name = embedding_shard_name(index)
@@ -100,6 +112,7 @@ def _write_shard(
             "caption": [f"caption {row}" for row in rows],
             "key": keys,
             "url": [f"http://example.com/{image}" for image in images],
+            **norms,
         }
     )
     with commit.create(f"metadata/metadata_{name}.parquet") as file:
@@ -120,6 +133,16 @@ SMALL_TRAIN = TrainSettings(
     checkpoint_every=4,
 )
 """A training of 30 steps that takes a fraction of a second."""
+
+SMALL_RAW = SMALL_TRAIN.model_copy(
+    update={
+        "network": PriorTransformerSettings(
+            num_attention_heads=2, attention_head_dim=16, num_layers=2, num_embeddings=T
+        ),
+        "diffusion": DiffusionSettings(timesteps=100, normaliser="clip_stats"),
+    }
+)
+"""The same for a prior of the family `prior-transformer`, which needs `raw` embeddings with token states."""
 
 
 def changed(settings: TrainSettings, **values: Any) -> TrainSettings:

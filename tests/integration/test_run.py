@@ -210,7 +210,7 @@ def test_a_stop_request_reaches_the_training_and_the_next_run_goes_on(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"embed__token_states": False}, SettingsError, r"train\.network\.max_text_len=4 needs embed\.token_states"),
+        ({"embed__token_states": False}, SettingsError, r"up to 4 token states: set embed\.token_states"),
         ({"urls": "/nowhere/urls.parquet"}, InputError, r"/nowhere/urls\.parquet"),
         ({"download__url_column": "link"}, InputError, "link"),
         ({"embed__clip__model": "local-dir:/nowhere"}, InputError, "/nowhere holds no open_clip_config"),

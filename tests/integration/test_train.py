@@ -480,7 +480,7 @@ def test_token_states_that_are_not_stored_are_refused(
 ) -> None:
     settings = changed(small_train, network__max_text_len=4)
     for start in (train, plan_train):
-        with pytest.raises(InputError, match=r"max_text_len=4, .* stores no token states; .*token_states: true"):
+        with pytest.raises(InputError, match=r"up to 4 token states, .* stores none; .*token_states: true"):
             start(str(synthetic_embeddings), str(tmp_path), settings, ReadSettings())  # type: ignore[operator]
 
 

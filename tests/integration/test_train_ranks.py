@@ -23,7 +23,7 @@ from priorkit.prior.train.loop import run_loop
 from priorkit.prior.train.settings import TrainSettings
 from priorkit.prior.train.step import Learner
 
-from .synthetic import SMALL_TRAIN, changed, write_embeddings
+from .synthetic import SMALL_RAW, SMALL_TRAIN, changed, write_embeddings
 
 pytestmark = pytest.mark.slow
 HUNDRED = changed(SMALL_TRAIN, steps=100, log_every=1, checkpoint_every=1000, batch_size=61)
@@ -124,6 +124,14 @@ def test_ranks_share_every_batch_and_give_the_losses_of_one_process(
     assert seen == trained
     sizes = [[len(step) for step in of_rank] for of_rank in rows]
     assert all(max(step) - min(step) <= 1 for step in zip(*sizes, strict=True))
+
+
+def test_ranks_give_the_losses_of_one_process_for_raw_embeddings(tmp_path: Path) -> None:
+    embeddings = write_embeddings(tmp_path / "embeddings", rows=487, token_states=True, raw=True)
+    settings = changed(SMALL_RAW, steps=60, log_every=1, batch_size=61, validate_draws=2, noise_draws=2, accumulate=2)
+    run_loop(job := job_of(embeddings, tmp_path / "alone", settings), job.open_embeddings(), Seen())
+    on_ranks(job_of(embeddings, tmp_path / "prior", settings), 2, tmp_path / "ranks")
+    assert_same_losses(tmp_path / "alone", tmp_path / "prior", 60)
 
 
 def test_a_rank_without_rows_takes_part(embeddings: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from priorkit.prior.train.stage import train
 
 from .conftest import PRIORKIT, environment, stop, wait_for
 from .ray_nodes import RayCluster, cluster
-from .synthetic import SMALL_TRAIN, changed, write_embeddings
+from .synthetic import SMALL_RAW, SMALL_TRAIN, changed, write_embeddings
 
 pytestmark = [
     pytest.mark.slow,
@@ -160,6 +160,20 @@ def test_checkpoints_go_from_one_process_to_two_workers_and_back(
     assert workers_of(mixed) == 2
     train(str(embeddings), str(mixed), HUNDRED)
     assert_same_losses(alone, mixed)
+
+
+def test_one_and_two_workers_train_a_prior_transformer_alike(nodes: RayCluster, tmp_path: Path) -> None:
+    embeddings = write_embeddings(tmp_path / "embeddings", rows=487, token_states=True, raw=True)
+    settings = changed(SMALL_RAW, steps=60, log_every=1, checkpoint_every=1000, batch_size=61)
+    for workers in (1, 2):
+        compute = ComputeSettings(backend="ray", workers=workers)
+        train(str(embeddings), str(tmp_path / f"{workers}"), settings, compute=compute)
+        assert workers_of(tmp_path / f"{workers}") == workers
+    assert_same_losses(tmp_path / "1", tmp_path / "2")
+    one, two = (load_prior(str(tmp_path / f"{workers}")) for workers in (1, 2))
+    assert one.config == two.config
+    assert one.empty is not None
+    assert two.empty is not None
 
 
 def test_what_a_worker_raises_is_raised_as_itself(nodes: RayCluster, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from priorkit.prior.network.interface import DrawnTexts
 
 from .unclip import make_diffusers_prior, make_prior
 
+pytestmark = pytest.mark.slow  # importing diffusers takes seconds
+
 DRAWS = 2
 
 

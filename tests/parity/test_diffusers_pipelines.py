@@ -22,6 +22,8 @@ from priorkit.prior.sampling import unclip
 
 from .unclip import Texts, make_diffusers_prior, make_prior
 
+pytestmark = pytest.mark.slow  # importing diffusers takes seconds
+
 DIM, CLIP_RANGE = 32, 2.0
 TEXTS = Texts(DIM)
 PROMPTS = ["a cat", "two dogs on a red boat", "x"]

@@ -8,10 +8,9 @@ import torch
 
 from ....pipeline.contract.storage import Store
 from ....pipeline.errors import InputError
-from ...model.config import PriorConfig, build_network, build_normaliser
+from ...model.config import PriorConfig, build_network_with, build_normaliser, describe_network
 from ...model.prior import Prior
 from ...model.tensor_file import TensorFile
-from ...network.interface import Network
 from .settings import CLASS_NAME, to_prior_config, transformer_network
 
 CONFIG_NAME = "config.json"
@@ -129,22 +128,17 @@ def load_transformer(folder: TransformerFolder, clip_settings: dict[str, Any]) -
     source = f"{folder.store.url}/{CONFIG_NAME}"
     config = to_prior_config(folder.config, folder.scheduler, source, folder.scheduler_source)
     config = config.model_copy(update={"clip_settings": clip_settings})
-    with torch.device("meta"):  # neither memory nor random values for weights that are replaced
-        network = build_network(config)
-    tensors = _read_weights(folder.store, network, config)
+    tensors = _read_weights(folder.store, config)
     normaliser = build_normaliser(config)
     if transformer_network(config).time_token:
         statistics = {ours: tensors.pop(theirs)[0] for theirs, ours in _STATISTICS.items()}
         if not statistics["to_embed"].any():
             raise InputError(f"{folder.store.url}: clip_std is 0 everywhere, so this prior has never been trained")
         normaliser.load_state_dict(statistics)
-    network.load_state_dict(tensors, assign=True)
-    for name, buffer in list(network.named_buffers()):
-        setattr(network, name, torch.zeros_like(buffer, device="cpu"))
-    return Prior(config, network, normaliser)
+    return Prior(config, build_network_with(config, tensors), normaliser)
 
 
-def _read_weights(store: Store, network: Network, config: PriorConfig) -> dict[str, torch.Tensor]:
+def _read_weights(store: Store, config: PriorConfig) -> dict[str, torch.Tensor]:
     """Read the weights of a network and its statistics, after all names and shapes have been checked.
 
     Raises:
@@ -152,7 +146,7 @@ def _read_weights(store: Store, network: Network, config: PriorConfig) -> dict[s
     """
     files = [TensorFile(store, name) for name in _weight_names(store)]
     found = {name: (file, entry.shape) for file in files for name, entry in file.entries.items()}
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in describe_network(config).state_dict().items()}
     statistics = dict.fromkeys(_STATISTICS, (1, config.embed_dim))
     if transformer_network(config).time_token:
         expected |= statistics

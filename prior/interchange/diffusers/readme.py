@@ -29,7 +29,7 @@ pipeline = KandinskyV22PriorPipeline.from_pretrained(
     image_processor=t.CLIPImageProcessor.from_pretrained(clip),
     torch_dtype=dtype,
 )
-out = pipeline(["a corgi"], num_inference_steps=25, guidance_scale={scale})
+{lora}out = pipeline(["a corgi"], num_inference_steps=25, guidance_scale={scale})
 out.image_embeds, out.negative_image_embeds  # for a decoder that was trained with this CLIP
 ```
 
@@ -49,13 +49,19 @@ from src.priors.prior_transformer import PriorTransformer
 prior = PriorTransformer.from_pretrained("FOLDER OF THIS FILE", torch_dtype=torch.{dtype})
 ```
 """
+_LORA = """pipeline.prior.load_lora_adapter(
+    f"{folder}/prior", weight_name="pytorch_lora_weights.safetensors", prefix=None
+)  # the folder's weights are those that training started from
+"""
+"""Lines that load the adapters."""
 
 
-def readme(config: PriorConfig, dtype: str) -> str:
+def readme(config: PriorConfig, dtype: str, has_adapters: bool = False) -> str:
     """Return the content of README.md: the lines of Python that load the folder, and what to pass.
 
     Args:
         dtype: name of the dtype of the weights.
+        has_adapters: True if the folder has a file of adapters, which are not merged into the weights.
     """
     name = clip_named(config.clip_settings)
     clip = f"{name} in the names of open_clip" if name else "one that this prior does not name"
@@ -63,4 +69,6 @@ def readme(config: PriorConfig, dtype: str) -> str:
     # a prior that was not trained to drop texts supports no guidance
     scale = "4.0" if config.diffusion.text_drop else "1.0"
     image, text_dim = config.embed_dim, config.text_dim or config.embed_dim
-    return text.format(clip=clip, dtype=dtype, scale=scale, image=image, text=text_dim)
+    return text.format(
+        clip=clip, dtype=dtype, scale=scale, image=image, text=text_dim, lora=_LORA if has_adapters else ""
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from ...model.config import PriorConfig
 from ...model.folder import STATE_FOLDER
 from ...model.prior import Prior
 from ...model.tensor_file import write_tensors
+from ...network.lora import LayerAdapter
+from ..adapter_file import ADAPTER_NAME, write_adapters
 from .load import CONFIG_NAME, INDEX_NAME, SCHEDULER_CONFIG_NAME, WEIGHTS_NAME
 from .readme import README_NAME, readme
 from .settings import CLASS_NAME, to_scheduler_config, to_transformer_config, transformer_network
@@ -27,7 +29,9 @@ _PROJECTION = "proj_to_clip_embeddings"
 """Name of the layer that predicts the image embedding."""
 
 
-def write_transformer(prior: Prior, store: Store, dtype: str, *, overwrite: bool) -> list[str]:
+def write_transformer(
+    prior: Prior, store: Store, dtype: str, adapters: Mapping[str, LayerAdapter], *, overwrite: bool
+) -> list[str]:
     """Write a prior that `require_exportable` accepts, and return the names of the files.
 
     The file that makes the folder loadable is written last, and an earlier one is removed first. If writing fails, all
@@ -36,6 +40,7 @@ def write_transformer(prior: Prior, store: Store, dtype: str, *, overwrite: bool
     Args:
         store: folder to write.
         dtype: dtype of the weights; a key of `DTYPES`.
+        adapters: adapters to write beside the weights, by the name of their layer; may be empty.
         overwrite: replace the files of an earlier export.
 
     Raises:
@@ -49,8 +54,10 @@ def write_transformer(prior: Prior, store: Store, dtype: str, *, overwrite: bool
     files: dict[str, Callable[[HashingFile], Any]] = {
         f"{inner}{WEIGHTS_NAME}": lambda file: write_tensors(file, tensors, DTYPES[dtype], {"format": "pt"}),
         f"{inner}{CONFIG_NAME}": _json_writer(to_transformer_config(prior.config)),
-        README_NAME: lambda file: file.write(readme(prior.config, dtype).encode()),
+        README_NAME: lambda file: file.write(readme(prior.config, dtype, bool(adapters)).encode()),
     }
+    if adapters:
+        files[f"{inner}{ADAPTER_NAME}"] = lambda file: write_adapters(file, adapters, DTYPES[dtype])
     if is_pipeline:
         files[f"scheduler/{SCHEDULER_CONFIG_NAME}"] = _json_writer(to_scheduler_config(prior.config))
         files[INDEX_NAME] = _json_writer(_index())

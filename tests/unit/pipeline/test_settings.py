@@ -157,6 +157,39 @@ def test_the_nearest_key_is_named_in_any_section(key: str, said: str) -> None:
         assert "did you mean" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "key", "said"),
+    [
+        ("prior-transformer", "num_layer", "unknown key; did you mean 'num_layers'?"),
+        (
+            "prior-transformer", "heads",
+            "a key of family causal-transformer, not of prior-transformer; did you mean 'num_attention_heads'?",
+        ),
+        ("prior-transformer", "threads", "unknown key; did you mean 'train.threads'?"),
+        ("prior-transformer", "width", "not of prior-transformer; known keys: attention_head_dim, "),
+        (
+            "causal-transformer", "num_layers",
+            "a key of family prior-transformer, not of causal-transformer; did you mean 'depth'?",
+        ),
+        (None, "num_layers", "a key of family prior-transformer, not of causal-transformer; did you mean 'depth'?"),
+        ("prior-transfomer", "heads", "network.family: unknown family; known are causal-transformer, prior-transfor"),
+    ],
+)  # fmt: skip
+def test_only_keys_of_the_selected_class_are_suggested(family: str | None, key: str, said: str) -> None:
+    overrides = [f"train.network.{key}=1", "train.diffusion.normaliser=clip_stats"]
+    with pytest.raises(SettingsError) as caught:
+        load_recipe(None, overrides if family is None else [f"train.network.family={family}", *overrides])
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_keys_elsewhere_are_those_of_the_selected_class() -> None:
+    with pytest.raises(SettingsError, match=r"train\.depth: unknown key; did you mean 'train\.network\.num_layers'\?"):
+        load_recipe(
+            None, ["train.depth=1", "train.network.family=prior-transformer", "train.diffusion.normaliser=clip_stats"]
+        )
+
+
 def test_only_sections_that_are_read_are_suggested() -> None:
     with pytest.raises(SettingsError) as caught:
         parse_settings(Recipe, with_overrides({}, ["batch_size=1"]), "x", ("embed", "compute"))

@@ -164,12 +164,16 @@ def test_only_the_training_listens_for_stop_requests(make_recipe: MakeRecipe) ->
     ("overrides", "error", "message"),
     [
         (["train.network.max_text_len=4"], SettingsError, r"up to 4 token states: set embed\.token_states=true"),
+        (
+            ["train.diffusion.normaliser=clip_stats", "embed.engine=clip-retrieval"], SettingsError,
+            r"normaliser=clip_stats needs the norms .*; set embed\.engine=native",
+        ),
         (["evaluate.sample.steps=51", "train.diffusion.timesteps=50"], SettingsError, r"steps=51 is more than .*=50"),
         (["read.test_fraction=0"], SettingsError, r"test has no rows, since read\.test_fraction=0"),
         (["embed.clip.model=local-dir:/nowhere"], InputError, "/nowhere holds no open_clip_config"),
         (["download.url_column=link"], InputError, "link"),
     ],
-)
+)  # fmt: skip
 def test_problems_are_found_before_the_first_stage(
     make_recipe: MakeRecipe, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
 ) -> None:

@@ -19,6 +19,7 @@ from priorkit.pipeline.contract.manifest import Manifest
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.embed.settings import EmbedSettings
 from priorkit.pipeline.errors import InputError, SettingsError
+from priorkit.prior.model.config import PriorConfig, build_network
 from priorkit.recipes.chain import _refuse_settings_without_effect
 from priorkit.recipes.recipe import Recipe, copy_recipe, load_recipe, recipe_names, recipe_text, require_same_clip
 
@@ -51,6 +52,26 @@ def test_every_recipe_starts_with_command_hardware_duration_and_expectation(path
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("Command:", "Hardware:", "Duration:", "Expected:"):
         assert any(word in line for line in head), word
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_names_the_family_of_its_network(path: Path) -> None:
+    """So that readers see which settings there are. Prior folders made without the name are continued."""
+    written = yaml.safe_load(path.read_text())["train"]
+    assert "family" in written.get("network", {}) or "init_from" in written
+    if written.get("network", {}).get("family") == "causal-transformer":
+        assert "family" not in load_recipe(str(path)).train.identity()["network"]
+
+
+def test_kandinsky_s_recipe_has_the_size_of_its_prior() -> None:
+    recipe = load_recipe("kandinsky22")
+    config = PriorConfig(
+        embed_dim=1280, token_width=1280, network=recipe.train.network, diffusion=recipe.train.diffusion, clip={},
+        clip_settings={},
+    )  # fmt: skip
+    with torch.device("meta"):
+        weights = sum(each.numel() for each in build_network(config).parameters())
+    assert weights + 2 * 1280 == 1_026_225_920  # with clip_mean and clip_std, which are parameters in diffusers
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
@@ -230,7 +251,7 @@ def test_copying_writes_the_text_and_refuses_to_overwrite(tmp_path: Path) -> Non
 def test_the_message_about_an_unknown_name_lists_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"no recipe 'laoin'; there are cc12m, custom, demo, finetune, laion, own-embeddings, ray-cluster",
+        match=r"no recipe 'laoin'; there are cc12m, custom, demo, finetune, finetune-kandinsky, ip-adapter-prior, k",
     ):
         copy_recipe("laoin", tmp_path)
 

@@ -179,6 +179,22 @@ def test_two_writers_of_one_file_use_different_temporary_files(store: Store) -> 
         assert file.read() == b"the first, longer"  # its block ended last
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_durable_file_is_on_disk_before_it_has_its_name(
+    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "file", []
+
+    def fsync(file: int) -> None:
+        synced.append((os.fstat(file).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_file(path, durable=durable) as file:
+        file.write(b"whole")
+    assert synced == ([(5, False)] if durable else [])
+    assert path.read_bytes() == b"whole"
+
+
 def test_an_atomic_file_may_have_any_name_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "größe ☃.npy"
     path.write_bytes(b"old")

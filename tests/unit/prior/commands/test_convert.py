@@ -13,6 +13,7 @@ import torch
 from priorkit.prior.interchange.load import load_prior
 from priorkit.prior.network.settings import NetworkSettings
 
+from ..interchange.diffusers.folders import write_pipeline
 from .running import FAST, good, refused, write_prior
 
 
@@ -32,6 +33,18 @@ def test_convert_names_the_clip(exported: Path, tiny_clip: Path) -> None:
     assert load_prior("ours").config.clip_settings == {"model": f"local-dir:{tiny_clip}", "pretrained": None}
     good("sample", "ours", "a cat", *FAST)
     assert "does not say which CLIP" in refused("sample", "theirs.pth", "a cat", "--config", "theirs.json", *FAST)
+
+
+def test_convert_a_pipeline_of_diffusers(exported: Path, tiny_clip: Path) -> None:
+    write_pipeline(exported / "pipeline")
+    good("convert", "pipeline", "ours", "--clip", f"local-dir:{tiny_clip}")
+    config = load_prior("ours").config
+    assert config.clip_settings == {"model": f"local-dir:{tiny_clip}", "pretrained": None}
+    assert (config.network.family, config.diffusion.clip_sample_range) == ("prior-transformer", 5.0)
+    assert "config= belongs to checkpoints" in refused("convert", "pipeline", "a", "--config", "theirs.json")
+    assert "clip= belongs to checkpoints (.pth or .pt) and folders of diffusers" in refused(
+        "convert", "ours", "a", "--clip", f"local-dir:{tiny_clip}"
+    )
 
 
 def test_convert_takes_weights_and_version(exported: Path) -> None:

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from priorkit.pipeline.contract.empty_inputs import EmptyInputs
+from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError
+from priorkit.prior.decode.decoders import DECODER_CLASSES
 from priorkit.prior.decode.embeds import EmbedsFile
+from priorkit.prior.model.config import NormStatistics, PriorConfig, build_network, build_normaliser
+from priorkit.prior.model.folder import save_prior
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 
 from ....tiny_decoders import DIM, write_embeds
+from ..commands.running import good
 
 
 def refused(path: Path, named: str, target: str | None = None) -> None:
@@ -142,3 +150,42 @@ def test_prompts_may_be_missing(tmp_path: Path) -> None:
     described = {"norm": "raw", "for": "karlo"}
     write_embeds(tmp_path / "a.safetensors", "karlo", metadata={"priorkit": json.dumps(described)})
     assert EmbedsFile(str(tmp_path / "a.safetensors")).prompts == []
+
+
+@pytest.mark.parametrize(
+    ("target", "clip", "size"),
+    [
+        ("kandinsky-2.2", ("ViT-bigG-14", "laion2b_s39b_b160k"), 1280),
+        ("kandinsky-2.1", ("ViT-L-14", "openai"), 768),
+        ("karlo", ("ViT-L-14", "openai"), 768),
+        ("stable-unclip", ("ViT-H-14", "laion2b_s32b_b79k"), 1024),
+        ("ip-adapter", ("ViT-H-14", "laion2b_s32b_b79k"), 1024),
+        ("clip-retrieval", ("ViT-L-14", "openai"), 768),
+    ],
+)
+def test_the_files_of_sample_are_read(target: str, clip: tuple[str, str], size: int, tmp_path: Path) -> None:
+    config = PriorConfig(
+        embed_dim=size, token_width=None, network=NetworkSettings(width=16, depth=1, heads=2),
+        diffusion=DiffusionSettings(timesteps=10),
+        clip={}, clip_settings=dict(zip(("model", "pretrained"), clip, strict=True)),
+        image_norm=NormStatistics(mean=20.0, std=1.0),
+    )  # fmt: skip
+    empty = EmptyInputs(np.full(size, 0.5, np.float32), np.zeros(size, np.float32), None)
+    network, normaliser = build_network(config), build_normaliser(config)
+    save_prior(Store(str(tmp_path / "prior")).create, config, network, normaliser, empty)
+    np.save(tmp_path / "text.npy", np.eye(3, size, dtype=np.float32))
+    output, sources = tmp_path / "a.safetensors", ("--embeddings", tmp_path / "text.npy", "--steps", "2")
+    good("sample", tmp_path / "prior", *sources, "--for", target, "--output", output, "--device", "cpu")
+    if target == "clip-retrieval":
+        refused(output, "sampled for clip-retrieval: decode draws with")
+        return
+    file = EmbedsFile(str(output))
+    assert (file.target, file.rows, file.embed_dim, len(file.prompts)) == (target, 3, size, 3)
+    image, negative = file.take(0, 3)
+    torch.testing.assert_close(image.norm(dim=-1).flatten(), torch.full((3,), 20.0))
+    if DECODER_CLASSES[file.target].has_negative:
+        file.require_negatives()
+        assert negative is not None
+        assert (negative == (0.0 if target == "ip-adapter" else 0.5)).all()
+    else:
+        assert negative is None

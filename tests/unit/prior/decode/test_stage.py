@@ -16,7 +16,7 @@ from priorkit.pipeline.errors import InputError, Interrupted, SettingsError
 from priorkit.prior.decode.settings import DecodeSettings
 from priorkit.prior.decode.stage import decode
 
-from ....tiny_decoders import TARGETS, write_embeds
+from ....tiny_decoders import TARGETS, write_embeds, write_ip_adapter
 
 SIZES = {target: 64 if target.startswith("kandinsky") else 32 for target in TARGETS}
 STEPS = 2
@@ -178,6 +178,24 @@ def test_an_ip_adapter_draws_one_at_a_time_because_its_pipeline_mixes_a_batch(
 
 
 @drawing
+def test_an_ip_adapter_may_be_one_of_stable_diffusion_xl(tiny_decoder: Callable[[str], str], tmp_path: Path) -> None:
+    import diffusers
+
+    folder, adapter = tiny_decoder("xl"), write_ip_adapter(tmp_path / "xl.safetensors", xl=True)
+    tensors = write_embeds(tmp_path / "a.safetensors", "ip-adapter", rows=1)
+    decode(str(tmp_path / "a.safetensors"), folder, f"{tmp_path}/pictures/", settings("ip-adapter", adapter))
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name="xl.safetensors", image_encoder_folder=None)
+    embeds = torch.cat([tensors["negative_image_embed"], tensors["image_embed"]])
+    generator = torch.Generator().manual_seed(0)
+    (expected,) = pipeline(
+        "", ip_adapter_image_embeds=[embeds], generator=generator, num_inference_steps=STEPS, height=32, width=32
+    ).images
+    (found,) = read(tmp_path / "pictures")
+    assert np.array_equal(found, np.asarray(expected))
+
+
+@drawing
 def test_a_grid_has_the_pictures_of_the_folder_and_the_limit(
     tiny_decoder: Callable[[str], str], ip_adapter: Path, tmp_path: Path
 ) -> None:
@@ -309,6 +327,12 @@ def test_an_interruption_says_what_was_written(
             "it holds the prompts of 1 of its 3 rows; draw them alone with --limit 1, or give",
         ),
         ("kandinsky-2.1", {}, [], "it holds the prompts of 0 of its 3 rows; give empty prompts with --no-prompts"),
+        (
+            "kandinsky-2.1",
+            {},
+            ["a", "row 1", "b"],
+            "row 1 has no prompt, because it was sampled from a stored embedding",
+        ),
         ("stable-unclip", {"prompts": True}, ["a"], "it holds the prompts of 1 of its 3 rows"),
         ("karlo", {"size": 64}, None, "karlo draws pictures of one size"),
     ],

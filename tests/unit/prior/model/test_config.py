@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from priorkit.pipeline.errors import SettingsError
-from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser, check_sampling
+from priorkit.prior.model.config import (
+    PriorConfig,
+    build_network,
+    build_network_with,
+    build_normaliser,
+    check_sampling,
+    describe_network,
+)
+from priorkit.prior.network.prior_transformer.settings import PriorTransformerSettings
+from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.sampling.settings import SampleSettings
 
 MakeConfig = Callable[..., PriorConfig]
@@ -53,3 +64,21 @@ def test_guidance_needs_a_branch_that_was_trained(
     else:
         with pytest.raises(SettingsError, match=f"dalle2-pytorch {release}"):
             check_sampling(config.network, takes_token_states, config.diffusion, sample)
+
+
+@pytest.mark.parametrize("network", [NetworkSettings(width=8, depth=1), PriorTransformerSettings(num_layers=1)])
+def test_a_network_with_given_weights_has_them_and_computes_with_them(network: Any) -> None:
+    normaliser = "clip_stats" if network.takes_raw_text else "sqrt_dim"
+    config = PriorConfig(
+        embed_dim=8, token_width=8, network=network, diffusion=DiffusionSettings(normaliser=normaliser), clip={},
+        clip_settings={},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    expected = build_network(config)
+    assert all(value.is_meta for value in describe_network(config).state_dict().values())
+    found = build_network_with(config, expected.state_dict())
+    states = torch.randn(2, 3, 8)
+    arguments = (torch.randn(2, 8), torch.tensor([1, 9]))
+    texts = {"text_embed": torch.randn(2, 8), "token_states": states if expected.takes_token_states else None}
+    with torch.no_grad():
+        assert torch.equal(found.eval()(*arguments, **texts), expected.eval()(*arguments, **texts))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from priorkit.prior.model.config import TrainedOn
 from priorkit.prior.train.job import TrainJob, make_job, resolve_training
 from priorkit.prior.train.settings import TrainSettings
 
-from ....integration.synthetic import changed, write_embeddings
+from ....integration.synthetic import SMALL_RAW, changed, write_embeddings
 from .conftest import READ
 
 MakeJob = Callable[..., TrainJob]
@@ -90,3 +92,42 @@ def test_a_ray_worker_has_as_many_threads_as_cpus(settings: TrainSettings) -> No
         compute = ComputeSettings(backend="ray", cpus_per_worker=cpus)
         assert resolve_training(changed(settings, threads=0), compute).threads == threads
     assert resolve_training(settings, ComputeSettings()).threads == 1
+
+
+# priors of embeddings that are not normalised
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_embeddings(tmp_path / "raw", rows=20, token_states=True, raw=True)
+
+
+def make_raw_job(folder: Path, **values: Any) -> TrainJob:
+    dataset = EmbeddingDataset(str(folder), READ)
+    return make_job(dataset, Store(f"{folder}/../prior"), changed(SMALL_RAW, **values), ComputeSettings(), None)
+
+
+def test_a_job_has_the_empty_inputs_of_the_embeddings(raw: Path) -> None:
+    empty = make_raw_job(raw).empty
+    assert empty is not None
+    assert empty.token_states is not None
+    assert empty.token_states.shape == (2, 6)
+
+
+def test_embeddings_without_norms_are_refused(tmp_path: Path) -> None:
+    """Before their token states, which alone would not help."""
+    folder = write_embeddings(tmp_path / "embeddings", rows=20)
+    with pytest.raises(InputError, match=r"stores no norms of its image embeddings .*has no column 'image_norm'"):
+        make_raw_job(folder)
+
+
+def test_the_empty_text_is_needed_only_if_texts_are_dropped(raw: Path) -> None:
+    (raw / "empty_inputs.safetensors").unlink()
+    with pytest.raises(InputError, match=r"empty_inputs\.safetensors is missing; run `priorkit embed` again"):
+        make_raw_job(raw)
+    manifest = json.loads((raw / "manifest.json").read_text())
+    del manifest["about"]["empty_inputs"]
+    (raw / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"output for the empty text, .*; run `priorkit embed` .*text_drop=0"):
+        make_raw_job(raw)
+    assert make_raw_job(raw, diffusion__text_drop=0).empty is None

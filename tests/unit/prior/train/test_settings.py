@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from priorkit.prior.network.settings import NetworkSettings
 from priorkit.prior.train.settings import OptimiserSettings, TrainSettings
 
+RAW = {"family": "prior-transformer"}
+STATS = {"normaliser": "clip_stats"}
+
 
 def test_only_fields_that_change_weights_are_part_of_the_identity() -> None:
     settings = TrainSettings()
@@ -49,11 +52,21 @@ def test_recorded_fields_are_no_part_of_the_identity() -> None:
         ({"network": {"num_timesteps": 99}, "diffusion": {"timesteps": 100}}, "num_timesteps=99 is fewer"),
         ({"network": {"max_text_len": 3}, "text_condition": "pooled"}, "pooled has no token states"),
         ({"network": {"max_text_len": 0}, "text_condition": "stored"}, "stored reads token states"),
+        ({"network": RAW}, "normaliser=sqrt_dim: a prior-transformer works with embeddings that are not normalised"),
+        ({"network": RAW, "diffusion": {**STATS, "prediction": "v"}}, "prediction=v: a prior-transformer predicts x0"),
+        ({"network": RAW, "diffusion": {**STATS, "image_drop": 0.1}}, "image_drop: a prior-transformer cannot drop"),
+        ({"network": RAW, "diffusion": STATS, "text_condition": "pooled"}, "a prior-transformer needs token states"),
+        ({"network": {**RAW, "time_token": False}, "diffusion": STATS}, "time_token=false: .* cannot be trained by diffusion"),
+        ({"network": RAW, "init_from": {"path": "x"}, "diffusion": {"normaliser": "whiten"}}, "normaliser=whiten"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TrainSettings.model_validate(values)
+
+
+def test_the_normaliser_is_that_of_the_prior_to_start_from_unless_given() -> None:
+    TrainSettings.model_validate({"network": RAW, "init_from": {"path": "prior"}})
 
 
 def test_limits_are_inclusive() -> None:

@@ -12,10 +12,12 @@ import torch
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import InputError, SettingsError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
-from priorkit.prior.model.config import PriorConfig
+from priorkit.prior.model.config import PriorConfig, build_network, build_normaliser
 from priorkit.prior.model.folder import prior_fingerprint, save_prior
 from priorkit.prior.model.prior import Prior
+from priorkit.prior.network.prior_transformer.settings import PriorTransformerSettings
 from priorkit.prior.network.settings import NetworkSettings
+from priorkit.prior.objective.settings import DiffusionSettings
 from priorkit.prior.train.job import TrainJob
 from priorkit.prior.train.ranks import Ranks
 from priorkit.prior.train.settings import InitSettings, TrainSettings
@@ -77,6 +79,30 @@ def test_another_network_than_the_start_has_is_refused(make_prior: MakePrior, tm
     assert settings_of_start(settings_with(start, network={"width": 16}), load_start(start)).network.width == 16
     with pytest.raises(SettingsError, match=r"train\.network\.width=32, but the prior to start from has 16"):
         settings_of_start(settings_with(start, network={"width": 32}), load_start(start))
+
+
+def test_a_setting_that_the_start_lacks_is_refused(make_prior: MakePrior, tmp_path: Path) -> None:
+    """Where the recipe names the family, that is the message."""
+    causal = save(make_prior(), tmp_path / "causal")
+    settings = settings_with(causal, network={"family": "prior-transformer", "dropout": 0.1})
+    with pytest.raises(SettingsError, match="family=prior-transformer, but the prior to start from has causal-trans"):
+        settings_of_start(settings, load_start(causal))
+    config = PriorConfig(
+        embed_dim=8, token_width=6, network=PriorTransformerSettings(num_attention_heads=1, num_layers=1),
+        diffusion=DiffusionSettings(normaliser="clip_stats"), clip={}, clip_settings={},
+    )  # fmt: skip
+    raw = save(Prior(config, build_network(config), build_normaliser(config)), tmp_path / "raw")
+    for name in ("width", "attn_dropout"):
+        with pytest.raises(
+            SettingsError, match=f"{name}: the prior to start from is a prior-transformer, which has no"
+        ):
+            settings_of_start(
+                settings_with(raw, network={name: 0.5 if name == "attn_dropout" else 16}), load_start(raw)
+            )
+    tuned = settings_with(raw, network={"family": "prior-transformer", "dropout": 0.1}, diffusion={"text_drop": 0.2})
+    merged = settings_of_start(tuned, load_start(raw))
+    assert merged.network == config.network.model_copy(update={"dropout": 0.1})
+    assert merged.diffusion == config.diffusion.model_copy(update={"text_drop": 0.2})
 
 
 def test_a_start_of_another_size_is_refused(make_prior: MakePrior, job: TrainJob) -> None:

@@ -82,7 +82,7 @@ def test_statistics_become_part_of_the_last_layer_of_eclipse(tmp_path: Path) -> 
     prior = load_prior(tmp_path / "theirs")
     prior.normaliser.mean.copy_(torch.linspace(-1, 1, 12))
     prior.normaliser.to_embed.copy_(torch.linspace(0.5, 2, 12))
-    write_transformer(prior, Store(str(tmp_path / "ours")), "float32", overwrite=False)
+    write_transformer(prior, Store(str(tmp_path / "ours")), "float32", {}, overwrite=False)
     expected = sample(prior, steps=1, sampler="one-step")
     torch.testing.assert_close(sample(load_prior(tmp_path / "ours"), steps=1, sampler="one-step"), expected)
 
