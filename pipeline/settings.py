@@ -258,8 +258,6 @@ def _describe(
             path.append(str(part))  # other parts name a union member, which is meaningless to users
     name = _cut(".".join(path)) or "settings"
     if problem["type"] == "extra_forbidden":
-        if owner is not None and len(members) > 1:
-            return name, _unknown_key(path, owner, members, known)
         read_only = f"this command reads {', '.join(sections)} only" if sections and len(path) == 1 else ""
         owner = owner or cls
         if fault := _fault_of_other(path[-1], owner, members):
@@ -273,33 +271,6 @@ def _describe(
         name, value = f"{name}.{owner.selector}", value.get(owner.selector)
     value_is_known = problem["type"] in ("missing", "value_error") and not isinstance(value, str | int | float | bool)
     return name, message if value_is_known else f"{message} (got {_shown(value)})"
-
-
-def _unknown_key(
-    path: Sequence[str], owner: type[Settings], members: Sequence[type[Settings]], known: Sequence[tuple[str, ...]]
-) -> str:
-    """Describe an unknown key of a section that may have one of several classes.
-
-    Args:
-        path: path of the key.
-        owner: class that the section has.
-        members: all classes that the section may have.
-        known: paths of the keys that may be suggested.
-    """
-    section = tuple(path[:-1])
-    elsewhere = [other for other in known if len(other) <= len(section) or other[: len(section)] != section]
-    suggestion = suggest(path, [*elsewhere, *_paths(owner, section)])
-    having = [_selection(member) for member in members if path[-1] in member.model_fields]
-    if having:
-        more = f"; {suggestion}" if suggestion else ""
-        return f"unknown key with {_selection(owner)}; {' and '.join(having)} has it{more}"
-    return f"unknown key; {suggestion or _listed(owner)}"
-
-
-def _selection(member: type[Settings]) -> str:
-    """Return the selector field of a class and the value that selects it, such as `family=causal-transformer`."""
-    assert member.selector is not None
-    return f"{member.selector}={member.model_fields[member.selector].default}"
 
 
 def _selects(member: type[Settings], value: Any) -> bool:

@@ -58,12 +58,11 @@ def test_an_unknown_family_is_named_with_the_known_ones(family: Any) -> None:
     [
         (
             {"family": "prior-transformer", "width": 3},
-            "width: unknown key with family=prior-transformer; family=causal-transformer has it",
+            "width: a key of family causal-transformer, not of prior-transformer; known keys: attention_head_dim, ",
         ),
         (
             {"num_layers": 3},
-            "num_layers: unknown key with family=causal-transformer; family=prior-transformer has it; did you mean "
-            "'depth'?",
+            "num_layers: a key of family prior-transformer, not of causal-transformer; did you mean 'depth'?",
         ),
         (
             {"family": "prior-transformer", "num_layer": 3},

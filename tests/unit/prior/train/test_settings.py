@@ -56,7 +56,10 @@ def test_recorded_fields_are_no_part_of_the_identity() -> None:
         ({"network": RAW, "diffusion": {**STATS, "prediction": "v"}}, "prediction=v: a prior-transformer predicts x0"),
         ({"network": RAW, "diffusion": {**STATS, "image_drop": 0.1}}, "image_drop: a prior-transformer cannot drop"),
         ({"network": RAW, "diffusion": STATS, "text_condition": "pooled"}, "a prior-transformer needs token states"),
-        ({"network": {**RAW, "time_token": False}, "diffusion": STATS}, "time_token=false: .* cannot be trained by diffusion"),
+        (
+            {"network": {**RAW, "time_token": False}, "diffusion": STATS},
+            "time_token=false: .* cannot be trained by diffusion",
+        ),
         ({"network": RAW, "init_from": {"path": "x"}, "diffusion": {"normaliser": "whiten"}}, "normaliser=whiten"),
     ],
 )
