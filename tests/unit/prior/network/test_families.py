@@ -72,6 +72,7 @@ def test_an_unknown_family_is_named_with_the_known_ones(family: Any) -> None:
             {"family": "prior-transformer", "widht": 3},
             "widht: unknown key; known keys: attention_head_dim, dropout, ",
         ),
+        ({"attention_head": 3}, "attention_head: unknown key; did you mean 'heads'?"),
         ({"famly": "prior-transformer"}, "famly: unknown key; did you mean 'family'?"),
         ({"family": "prior-transformer", "num_layers": 0}, "num_layers: Input should be greater than or equal to 1"),
         ({"family": "prior-transformer", "num_layers": "x"}, "num_layers: Input should be a valid integer, unable to"),
