@@ -313,3 +313,13 @@ def test_another_clip_of_the_same_size_is_refused(here: Path) -> None:
     options = ("--for", "karlo", "--output", "a.safetensors")
     message = "it takes embeddings of the CLIP ViT-L-14 (openai, size 768), and this prior's is ViT-L-14"
     assert message in refused("sample", "large", "--embeddings", "texts.npy", *options, *FAST)
+
+
+def test_the_norms_of_stored_texts_are_read_from_the_folder(raw_prior: Prior, embeddings_folder: Path) -> None:
+    good("sample", "raw", "--embeddings", embeddings_folder, "--num-candidates", "1", *FAST)
+    dataset = EmbeddingDataset(str(embeddings_folder))
+    batch = dataset.take(np.arange(60), raw_prior.token_states_used, raw_text=True)
+    assert batch.token_states is not None
+    states = torch.from_numpy(batch.token_states)
+    expected = raw_prior.sample(text_embed=torch.from_numpy(batch.text_embed), token_states=states, steps=3)
+    np.testing.assert_allclose(np.load("samples.npy"), expected.numpy(), rtol=1e-4, atol=1e-4)
