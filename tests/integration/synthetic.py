@@ -74,7 +74,7 @@ def write_embeddings(
             if token_states:
                 # the token state says what the noise was, in the first W coordinates
                 states = np.concatenate([np.tile(noise[row, :W] * 4, (lengths[row], 1)) for row in part])
-            _write_shard(
+            write_shard(
                 stage, index, part, part // captions, image[part], text[part], states, lengths[part],
                 {name: values[part].astype(np.float32) for name, values in norms.items()},
             )  # fmt: skip
@@ -82,7 +82,7 @@ def write_embeddings(
     return folder
 
 
-def _write_shard(
+def write_shard(
     stage: StageFolder,
     index: int,
     rows: np.ndarray,
