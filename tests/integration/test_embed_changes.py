@@ -53,7 +53,9 @@ def write_tables(folder: Path, captions: list[str]) -> None:
     folder.mkdir(exist_ok=True)
     for number, caption in enumerate(captions):
         table = pa.table({"image": [picture(number)], "caption": [caption]})
-        pq.write_table(table, folder / f"{number}.parquet", compression="none", write_statistics=False)
+        # at once, because other threads may be reading the file that is replaced
+        pq.write_table(table, folder / f"{number}.new", compression="none", write_statistics=False)
+        os.replace(folder / f"{number}.new", folder / f"{number}.parquet")
 
 
 KINDS = {"tars": write_tars, "files": write_files, "tables": write_tables}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import re
@@ -71,6 +72,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def with_decoders(settings: DownloadSettings, work: Callable[[Decoders, set[int]], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine with ready decoders, and check that no process and no open file remains."""
+    gc.collect()  # files that earlier tests left open must not be closed in between
     before, descriptors = children(), len(os.listdir("/proc/self/fd"))
 
     async def inside() -> None:
