@@ -10,6 +10,8 @@ import torch
 
 from ...pipeline.errors import InputError
 from ...pipeline.json_text import parse_json
+from ..model.targets import find_target, match_target
+from ..model.text_encoder import clip_named
 from .settings import DECODERS, DecoderName
 
 _IMAGE, _NEGATIVE, _METADATA = "image_embed", "negative_image_embed", "priorkit"
@@ -43,6 +45,8 @@ class EmbedsFile:
         self._image = self._tensor(_IMAGE)
         self._negative = self._tensor(_NEGATIVE) if _NEGATIVE in self._file.keys() else None  # noqa: SIM118
         self.rows, self.embed_dim = self._checked_shape()
+        if described.get("for") is None:  # otherwise, `sample` has compared the CLIPs
+            self._require_clip(described)
 
     def take(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return image embeddings and negative embeddings of rows, as float32; None for negatives that are absent.
@@ -78,6 +82,22 @@ class EmbedsFile:
             raise InputError(
                 f"{self.path}: its embeddings have {self.embed_dim} values, and {pipeline} takes {embed_dim}; they are "
                 "of another CLIP than the decoder's.\nUse a prior of the decoder's CLIP, or the decoder of this CLIP"
+            )
+
+    def _require_clip(self, described: dict[str, Any]) -> None:
+        """Check that the embeddings do not come from another CLIP than the decoder's.
+
+        Raises:
+            InputError: they do.
+        """
+        clip, location = (described.get(name) for name in ("clip", "clip_settings"))
+        consumer = find_target(self.target)
+        if not isinstance(clip, dict) or not isinstance(location, dict):
+            return
+        if match_target(consumer, clip, location, self.embed_dim) == "other":
+            raise InputError(
+                f"{self.path}: its embeddings are of the CLIP {clip_named(location) or 'unknown'}, and {self.target} "
+                f"takes those of {' or '.join(map(str, consumer.clips))}"
             )
 
     def _described(self) -> dict[str, Any]:

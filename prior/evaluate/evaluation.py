@@ -210,21 +210,25 @@ class LossScores:
         self._rows, self._settings = rows, settings
         self._missing = rows.blocks
         self._columns: dict[str, np.ndarray] = {}
+        self._broken: str | None = None
         self.summary: dict[str, Any] = {}
         """Mean loss overall and per timestep bin, with 95% confidence intervals.
 
-        If any loss is not finite, the dictionary contains only the key `broken`, whose value is the reason. It is empty
-        until all blocks of evaluated rows have been added.
+        If any loss is not finite, or the prior has no loss, the dictionary contains only the key `broken`, whose value
+        is the reason. It is empty until all blocks of evaluated rows have been added.
         """
 
     def add(self, scores: BlockScores) -> None:
         """Add the losses of one block of rows. When all blocks have been added, compute the summary."""
         _fill(self._columns, self._rows, scores)
+        self._broken = scores.broken
         self._missing -= 1
         if self._missing == 0:
             self.summary = self._summarise()
 
     def _summarise(self) -> dict[str, Any]:
+        if self._broken is not None:
+            return {"broken": self._broken}
         overall = np.mean(list(self._columns.values()), axis=0)
         if not np.isfinite(overall).all():
             return {"broken": "not finite"}

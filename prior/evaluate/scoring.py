@@ -132,6 +132,8 @@ class Scorer:
         evaluated = self._evaluated(task.split)
         chosen = evaluated.block(task.block)
         prior = self._prior(cast(WeightsName, task.name))
+        if not prior.config.network.uses_time:
+            return BlockScores(task, {}, np.empty((0, 0)), broken="none: this prior does not see the timestep")
         batch = prior.read(self._dataset, evaluated.rows[chosen])
         values = timestep_losses(prior, batch, evaluated.ids[chosen], self._settings)
         return BlockScores(task, values, np.empty((0, 0)))

@@ -23,7 +23,7 @@ from ..network.lora import adapters_among, is_adapter_weight, merge
 from .adapter_file import apply_adapters, read_adapters
 from .dalle2_settings import NAMED_CONFIGS, parse_config, to_dalle2_config, to_prior_config
 from .dalle2_weights import export_weights, import_prior, trainer_checkpoint
-from .diffusers.load import find_transformer, is_transformer, load_transformer
+from .diffusers.load import INDEX_NAME, find_transformer, is_transformer, load_transformer
 from .pth import read_pth
 from .pth_weights import choose_weights, stored_version
 
@@ -294,7 +294,7 @@ def _write_folder(prior: Prior, destination: str, overwrite: bool) -> None:
     store = Store(destination)
     if store.size(MANIFEST_NAME) is not None or store.names(STATE_FOLDER):
         raise FolderError(f"{destination} is the folder of a training; choose another")
-    if is_transformer(store):
+    if is_transformer(store) or store.size(INDEX_NAME) is not None:
         raise FolderError(f"{destination} is a folder of diffusers; choose another")
     if store.size(CONFIG_NAME) is not None:
         if not overwrite:

@@ -86,10 +86,24 @@ class Prior:
         Raises:
             InputError: the folder lacks what the prior needs, such as token states or the norms of embeddings.
         """
+        self.take_empty_inputs(dataset)
         return dataset.take(
             rows, self.token_states_used, raw_text=self.network.takes_raw_text,
             raw_image=self.normaliser.takes_raw_images,
         )  # fmt: skip
+
+    def take_empty_inputs(self, dataset: EmbeddingDataset) -> None:
+        """Take over a CLIP model's outputs for empty inputs from an embeddings folder, if this prior lacks them.
+
+        Call this only for a folder of the prior's CLIP model.
+
+        Raises:
+            InputError: the file that stores them is damaged.
+        """
+        if self.empty is None and (empty := dataset.empty_inputs) is not None:
+            self.empty = empty
+            set_empty_text(self.network, empty)
+            self._null = NullBranch(self.network)
 
     def to(self, device: str | torch.device | None = None, dtype: str | None = None) -> Prior:
         """Move the prior to a device and set the dtype of large matrix products.
@@ -190,14 +204,16 @@ class Prior:
             first: index of this call's first caption in the whole list, counted from 0. If captions are sampled in
                 several calls, pass the number of captions that earlier calls sampled.
             generator: random generator that supplies the noise, or one for each embedding to draw. If given, `seed` is
-                ignored.
+                ignored. A single one supplies the noise for 64 captions after another; for the order of diffusers with
+                more captions, give one for each embedding.
             noise: tensors `[B * num_candidates, D]` to use instead of random noise, where D is the size of image
                 embeddings. The rows for the candidates of a caption must be adjacent. The first tensor is the initial
                 noise. Each step that adds noise takes another tensor. `ddpm` takes a tensor at every step, even at the
                 last step, where the noise is multiplied by 0.
             norm: `unit` for embeddings of norm 1, or `raw` for the norms that the CLIP model would give them, which the
                 decoders of diffusers need. A prior that does not predict norms scales all embeddings to the mean norm
-                of its training images. None for the prior's default: `raw` if it predicts norms, otherwise `unit`.
+                of its training images. None for the prior's default: `raw` if it predicts norms, otherwise `unit`,
+                or what the network gives if the prior has `output_norm: none`.
             negative_prompt: caption, or one for each caption, that replaces the empty text in guidance. Guidance then
                 moves samples away from it.
 
@@ -346,7 +362,8 @@ class Prior:
                     "this prior does not store its CLIP's embedding of an image of zeros, nor does it name its CLIP; "
                     "convert it with --clip and --clip-pretrained"
                 )
-            self.empty = encode_empty_inputs(self.config.clip_settings, self.config.clip)
+            device: Literal["cpu", "auto"] = "cpu" if self.device.type == "cpu" else "auto"
+            self.empty = encode_empty_inputs(self.config.clip_settings, self.config.clip, DeviceSettings(device=device))
         return torch.from_numpy(self.empty.image_embed)
 
     def _encode_empty_text(self) -> None:

@@ -118,7 +118,9 @@ def sample_to_file(
         negative = None if consumer is None else negative_embed(consumer, prior, _sampled_negative(prior, settings))
         batches = texts.batches(prior, SAMPLE_BATCH)
         head = next(batches, None)
-        metadata = _describe(prior, consumer, settings.get("norm"), [] if head is None else head.labels)
+        metadata = None
+        if output.suffix == ".safetensors":  # takes seconds for a large prior
+            metadata = _describe(prior, consumer, settings.get("norm"), [] if head is None else head.labels)
         file = embeds_file(output, texts.count, done.shape[1:], negative=negative, metadata=metadata)
         with file as append:
             for batch in itertools.chain([] if head is None else [head], batches):

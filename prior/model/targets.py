@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
-from ...pipeline.clip.identity import compare_clips, text_parts
+from ...pipeline.clip.identity import Match, compare_clips, text_parts
 from ...pipeline.errors import InputError, SettingsError
 from ..sampling.settings import NormName
 from .config import PriorConfig
@@ -113,10 +113,10 @@ def check_target(target: Target, config: PriorConfig, *, has_negative_prompt: bo
             f"--for {target.name}: it takes embeddings of the CLIP {wanted}, and this prior's have size "
             f"{config.embed_dim} (CLIP {name})"
         )
-    matches = [_match(config, clip) for clip in target.clips if clip.embed_dim == config.embed_dim]
-    if "same" in matches:
+    match = match_target(target, config.clip, config.clip_settings, config.embed_dim)
+    if match == "same":
         notes = []
-    elif "unknown" in matches:
+    elif match == "unknown":
         notes = [f"it is not known whether the prior's CLIP, {name}, is the one of {target.name}: {wanted}"]
     else:
         raise InputError(f"--for {target.name}: it takes embeddings of the CLIP {wanted}, and this prior's is {name}")
@@ -131,9 +131,25 @@ def check_target(target: Target, config: PriorConfig, *, has_negative_prompt: bo
     return notes
 
 
-def _match(config: PriorConfig, clip: TargetClip) -> str:
-    location = {"model": clip.model, "pretrained": clip.pretrained}
-    return compare_clips(text_parts(config.clip), text_parts(config.clip_settings), {}, location)
+def match_target(target: Target, clip: Mapping[str, Any], clip_settings: Mapping[str, Any], embed_dim: int) -> Match:
+    """Compare a CLIP model with those of a consumer that have the same embedding size.
+
+    Args:
+        target: the consumer.
+        clip, clip_settings: identity and location of the CLIP model; either may be empty.
+        embed_dim: size of its image embeddings.
+
+    Returns:
+        "same", "other" or "unknown", as `compare_clips` returns for the CLIP model that fits best.
+    """
+    matches = {
+        compare_clips(
+            text_parts(clip), text_parts(clip_settings), {}, {"model": wanted.model, "pretrained": wanted.pretrained}
+        )
+        for wanted in target.clips
+        if wanted.embed_dim == embed_dim
+    }
+    return "same" if "same" in matches else "unknown" if "unknown" in matches or not matches else "other"
 
 
 def negative_embed(target: Target, prior: Prior, sampled: torch.Tensor | None) -> torch.Tensor | None:

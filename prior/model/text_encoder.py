@@ -47,18 +47,20 @@ def find_text_encoder(
     return encoder
 
 
-def encode_empty_inputs(location: Mapping[str, Any], identity: Mapping[str, Any]) -> EmptyInputs:
+def encode_empty_inputs(
+    location: Mapping[str, Any], identity: Mapping[str, Any], device: DeviceSettings
+) -> EmptyInputs:
     """Compute a CLIP model's outputs for an image of zeros and the empty text.
 
     Args:
-        location, identity: as for `find_text_encoder`.
+        location, identity, device: as for `find_text_encoder`.
 
     Raises:
         InputError: the CLIP model cannot be loaded, or differs from `identity`.
     """
     from ...pipeline.clip.encoder import ClipEncoder
 
-    encoder = ClipEncoder(_encoder_settings(location, identity, DeviceSettings()))
+    encoder = ClipEncoder(_encoder_settings(location, identity, device))
     if differing := clip_difference(identity, encoder.identity):
         raise InputError(f"the CLIP {location['model']} here differs from the one of this prior ({differing})")
     return encoder.encode_empty()

@@ -194,6 +194,7 @@ class StoredEmbeddings:
             self._clip_notes = [
                 f"it is not known that the prior's CLIP{f', {name},' if name else ''} made {url}; it is taken to have"
             ]
+        prior.take_empty_inputs(self._dataset)
         for start in range(0, self.count, size):
             rows = np.arange(start, min(start + size, self.count))
             batch = self._dataset.take(rows, prior.token_states_used, raw_text=prior.network.takes_raw_text)

@@ -158,7 +158,10 @@ class Sections:
         for split, found in self._source.splits.items():
             sound = {weights: value for weights, value in found["losses"].items() if "broken" not in value}
             broken = [weights for weights in found["losses"] if weights not in sound]  # in the order of the settings
-            body += [page.paragraph(f"{split}: the loss of {weights} weights is not finite.") for weights in broken]
+            body += [
+                page.paragraph(f"{split}: the loss of {weights} weights is {found['losses'][weights]['broken']}.")
+                for weights in broken
+            ]
             if sound:
                 drawn.append(draw.losses_by_timestep(f"Loss by timestep, {split}", sound))
         if drawn:

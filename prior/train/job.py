@@ -267,8 +267,8 @@ def _check_text(dataset: EmbeddingDataset, settings: TrainSettings, config: Prio
         dataset.metadata(np.arange(1), ["caption"])
         if takes_states and config.token_width is None:
             raise InputError(
-                f"train.text_condition=online: the CLIP {config.clip_settings['model']} gives no token states; set "
-                "train.network.max_text_len=0"
+                f"train.text_condition=online: the CLIP {config.clip_settings['model']} gives no token states; "
+                + ("take another CLIP" if config.network.needs_token_states else "set train.network.max_text_len=0")
             )
     elif takes_states and dataset.token_width is None:
         raise InputError(
@@ -312,7 +312,7 @@ def _empty_inputs(
     if has_empty_text or not (settings.network.needs_empty_text and settings.diffusion.text_drop):
         return known
     if settings.text_condition == "online":
-        return encode_empty_inputs(config.clip_settings, config.clip)
+        return encode_empty_inputs(config.clip_settings, config.clip, settings)
     raise InputError(
         f"{dataset.store.url} does not store the CLIP's output for the empty text, which stands for dropped texts; run "
         "`priorkit embed` again to add it, or set train.diffusion.text_drop=0"

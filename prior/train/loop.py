@@ -60,6 +60,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
     throughput = Throughput(settings.noise_draws)
     recorder = None if folder is None else Recorder(job, folder, watch, step, ranks.size)
     record = None
+    notes: list[str] = []
     stop = ranks.any(watch.should_stop())
     ended = _ends_early(recorder, job, ranks)
     try:
@@ -90,7 +91,7 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
 
         watch.report(step, throughput.note)
         if recorder is not None and (ended or step == settings.steps):
-            rows, image_norm = dataset.rows("train"), image_norm_statistics(dataset)
+            rows, image_norm = dataset.rows("train"), image_norm_statistics(dataset, notes)
             record = recorder.publish(learner.average, learner.normaliser, image_norm=image_norm, rows=len(rows))
     except NotFinite as error:
         raise error.with_keys(dataset) from error
@@ -98,7 +99,8 @@ def run_loop(job: TrainJob, dataset: EmbeddingDataset, watch: Watch) -> Outcome:
         batches.close()
         if recorder is not None:
             recorder.close()
-    notes = [recorder.early_stop_note(step)] if recorder is not None and ended and step < settings.steps else []
+    if recorder is not None and ended and step < settings.steps:
+        notes.append(recorder.early_stop_note(step))
     return Outcome(first_step, step, stop and not ended and step < job.last_step, record, [*dataset.notes, *notes])
 
 

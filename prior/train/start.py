@@ -48,13 +48,18 @@ def initialise(learner: Learner, settings: TrainSettings, dataset: EmbeddingData
         learner.normaliser.fit(torch.from_numpy(image_embed).to(settings.device))
 
 
-def image_norm_statistics(dataset: EmbeddingDataset) -> NormStatistics | None:
-    """Return the mean and spread of the norms of the training images' embeddings; None if the folder stores none."""
-    if not dataset.has_norms("img_emb"):
-        return None
+def image_norm_statistics(dataset: EmbeddingDataset, notes: list[str]) -> NormStatistics | None:
+    """Return the mean and spread of the norms of the training images' embeddings; None if the folder stores none.
+
+    Args:
+        notes: receives a note for the user if the stored norms cannot be read.
+    """
     try:
+        if not dataset.has_norms("img_emb"):
+            return None
         norms = dataset.norms("img_emb")[dataset.rows("train")].astype(np.float64)
-    except InputError:  # a damaged norm must not prevent a finished prior from being written
+    except InputError as error:  # must not prevent a finished prior from being written
+        notes.append(f"the prior does not know the norms of its training images, so it gives no raw samples: {error}")
         return None
     return NormStatistics(mean=float(norms.mean()), std=float(norms.std()))
 

@@ -7,6 +7,8 @@ from ...model.text_encoder import clip_named
 from .settings import transformer_network
 
 README_NAME = "README.md"
+_CLIP_LENGTH = 77
+"""Number of tokens to which the tokenizer of a CLIP pads captions."""
 _PIPELINE = """# A prior for diffusers
 
 Exported by priorkit. The folder holds the prior and its scheduler. A pipeline also needs the CLIP that the prior was
@@ -25,7 +27,7 @@ pipeline = KandinskyV22PriorPipeline.from_pretrained(
     folder,
     text_encoder=t.CLIPTextModelWithProjection.from_pretrained(clip, projection_dim={text}, dtype=dtype),
     image_encoder=t.CLIPVisionModelWithProjection.from_pretrained(clip, projection_dim={image}, dtype=dtype),
-    tokenizer=t.CLIPTokenizer.from_pretrained(clip),
+    tokenizer=t.CLIPTokenizer.from_pretrained(clip{length}),
     image_processor=t.CLIPImageProcessor.from_pretrained(clip),
     torch_dtype=dtype,
 )
@@ -68,7 +70,16 @@ def readme(config: PriorConfig, dtype: str, has_adapters: bool = False) -> str:
     text = _PIPELINE if transformer_network(config).time_token else _ONE_STEP
     # a prior that was not trained to drop texts supports no guidance
     scale = "4.0" if config.diffusion.text_drop else "1.0"
+    # diffusers' class takes exactly as many token states as it has positions for
+    states = config.network.max_token_states
+    length = "" if states == _CLIP_LENGTH else f", model_max_length={states}"
     image, text_dim = config.embed_dim, config.text_dim or config.embed_dim
     return text.format(
-        clip=clip, dtype=dtype, scale=scale, image=image, text=text_dim, lora=_LORA if has_adapters else ""
+        clip=clip,
+        dtype=dtype,
+        scale=scale,
+        image=image,
+        text=text_dim,
+        length=length,
+        lora=_LORA if has_adapters else "",
     )

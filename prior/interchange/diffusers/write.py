@@ -67,6 +67,8 @@ def write_transformer(
     written = []
     try:
         store.remove(last)
+        if not adapters:
+            store.remove(f"{inner}{ADAPTER_NAME}")  # of an earlier export, which would be applied again
         for name in names:
             with store.create(name) as file:
                 written.append(name)

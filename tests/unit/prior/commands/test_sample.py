@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from priorkit.pipeline.compute.settings import DeviceSettings
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.prior.interchange.load import load_prior
@@ -241,7 +242,7 @@ def raw_prior(here: Path, tiny_clip: Path) -> Prior:
     """A prior of the family `prior-transformer` in the folder `raw`, which stores the CLIP's empty inputs."""
     clip = {"model": f"local-dir:{tiny_clip}", "pretrained": None}
     config = make_raw_config({"num_embeddings": 77}, embed_dim=16, text_dim=16, token_width=16, clip_settings=clip)
-    prior = make_raw_prior(config, encode_empty_inputs(clip, {}))
+    prior = make_raw_prior(config, encode_empty_inputs(clip, {}, DeviceSettings(device="cpu")))
     save_prior(Store("raw").create, config, prior.network, prior.normaliser, prior.empty)
     return prior
 

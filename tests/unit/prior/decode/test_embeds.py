@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from priorkit.pipeline.contract.empty_inputs import EmptyInputs
@@ -189,3 +190,19 @@ def test_the_files_of_sample_are_read(target: str, clip: tuple[str, str], size: 
         assert (negative == (0.0 if target == "ip-adapter" else 0.5)).all()
     else:
         assert negative is None
+
+
+@pytest.mark.parametrize(("pretrained", "fits"), [("openai", True), ("laion2b_s32b_b82k", False)])
+def test_the_clip_of_a_file_for_no_decoder_is_compared(pretrained: str, fits: bool, tmp_path: Path) -> None:
+    described = {
+        "norm": "raw",
+        "for": None,
+        "clip": {},
+        "clip_settings": {"model": "ViT-L-14", "pretrained": pretrained},
+    }
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"image_embed": torch.ones(2, 768)}, path, {"priorkit": json.dumps(described)})
+    if fits:
+        assert EmbedsFile(str(path), "karlo").target == "karlo"
+    else:
+        refused(path, "of the CLIP ViT-L-14 (laion2b_s32b_b82k), and karlo takes those of ViT-L-14 (openai", "karlo")

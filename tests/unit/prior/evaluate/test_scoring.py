@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from priorkit.pipeline.errors import InputError
 from priorkit.pipeline.read.dataset import EmbeddingDataset
 from priorkit.pipeline.read.settings import ReadSettings
 from priorkit.prior.evaluate import scoring
+from priorkit.prior.evaluate.evaluation import LossScores
 from priorkit.prior.evaluate.predictors import LOSS, GivenPredictions, PriorPredictor, RowNoise, as_units
 from priorkit.prior.evaluate.rows import EvaluatedRows
 from priorkit.prior.evaluate.scoring import (
@@ -34,6 +36,7 @@ from priorkit.prior.objective.diffusion import StepRandomness, diffusion_loss
 from priorkit.prior.sampling.settings import SampleSettings
 
 from ..embeddings import DIM, SPLITS, unit, write_embeddings
+from ..raw_priors import make_raw_config, make_raw_prior
 from ..reference import randomise
 
 SETTINGS = EvaluateSettings(
@@ -279,3 +282,14 @@ def test_a_maker_loads_the_named_weights(
     scorer(ScoreTask("test", "best", 0, is_loss=True))
     scorer(ScoreTask("test", "prior, online weights", 0))
     assert asked == [("best", "cpu"), ("online", "cpu")]
+
+
+def test_a_prior_that_ignores_the_timestep_has_no_losses(dataset: EmbeddingDataset) -> None:
+    config = make_raw_config({"time_token": False}, {"text_drop": 0}, embed_dim=DIM, text_dim=DIM)
+    scorer = Scorer(dataset, SETTINGS, lambda weights: make_raw_prior(config))
+    scores = scorer(ScoreTask("test", "ema", 0, is_loss=True))
+    assert scores.broken == "none: this prior does not see the timestep"
+    losses = LossScores(EvaluatedRows(dataset, "test", SETTINGS), SETTINGS)
+    for block in range(EvaluatedRows(dataset, "test", SETTINGS).blocks):
+        losses.add(dataclasses.replace(scores, task=ScoreTask("test", "ema", block, is_loss=True)))
+    assert losses.summary == {"broken": scores.broken}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from priorkit.pipeline.compute.settings import DeviceSettings
 from priorkit.pipeline.errors import SettingsError
 from priorkit.prior.model.config import NormStatistics
 from priorkit.prior.model.prior import Prior
@@ -36,7 +37,7 @@ def of_clip(tiny_clip: Path) -> Prior:
     """A prior of the tiny CLIP, which stores the CLIP's outputs for empty inputs."""
     clip = {"model": f"local-dir:{tiny_clip}", "pretrained": None}
     config = make_raw_config({"num_embeddings": 77}, embed_dim=16, text_dim=16, token_width=16, clip_settings=clip)
-    return make_raw_prior(config, encode_empty_inputs(clip, {}))
+    return make_raw_prior(config, encode_empty_inputs(clip, {}, DeviceSettings(device="cpu")))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmsolver++", "unclip", "unclip-ddpm"])
@@ -230,3 +231,16 @@ def test_more_captions_than_a_batch_use_the_generators_in_order(monkeypatch: pyt
 def test_token_states_of_another_width_are_refused() -> None:
     with pytest.raises(SettingsError, match=rf"this prior takes \[3, T, {W}\]"):
         make_raw_prior().sample(**{**given(), "token_states": captions([1, 2, 3], width=W + 1)})
+
+
+def test_a_folder_gives_what_the_prior_lacks() -> None:
+    """A prior of diffusers stores no outputs for empty inputs; a folder of its CLIP does."""
+
+    class Dataset:
+        empty_inputs = make_empty()
+
+    prior, complete = make_raw_prior(), make_raw_prior(empty=make_empty())
+    prior.take_empty_inputs(Dataset())  # type: ignore[arg-type]
+    how = {**given(), "guidance_scale": 3.0}
+    assert torch.equal(prior.sample(**how), complete.sample(**how))
+    assert torch.equal(prior.zero_image_embed(), complete.zero_image_embed())

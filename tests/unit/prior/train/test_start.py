@@ -24,6 +24,7 @@ from priorkit.prior.train.settings import InitSettings, TrainSettings
 from priorkit.prior.train.start import (
     check_start,
     has_unknown_clip,
+    image_norm_statistics,
     initialise,
     load_start,
     settings_of_start,
@@ -140,3 +141,14 @@ def test_settings_that_only_change_the_training_may_differ(make_prior: MakePrior
     assert merged.network == NetworkSettings(**{**make_prior().config.network.model_dump(), "attn_dropout": 0.2,
                                                 "ff_dropout": 0.3})  # fmt: skip
     assert merged.diffusion.loss == "l1"
+
+
+def test_norms_that_cannot_be_read_are_noted_and_stop_nothing() -> None:
+    class Dataset:
+        def has_norms(self, kind: str) -> bool:
+            raise InputError("the storage is away")
+
+    notes: list[str] = []
+    assert image_norm_statistics(Dataset(), notes) is None  # type: ignore[arg-type]
+    assert len(notes) == 1
+    assert notes[0].endswith("so it gives no raw samples: the storage is away")

@@ -11,11 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from priorkit import export, load_prior
+from priorkit import convert, export, load_prior
 from priorkit.pipeline.contract.hashing import HashingFile
 from priorkit.pipeline.contract.storage import Store
 from priorkit.pipeline.errors import FolderError, InputError, SettingsError
 from priorkit.prior.interchange.diffusers import write
+from priorkit.prior.interchange.diffusers.readme import readme
 from priorkit.prior.interchange.diffusers.write import write_transformer
 from priorkit.prior.model.folder import save_prior
 
@@ -164,3 +165,27 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"file.* is in the way"):
         export(tmp_path / "theirs", tmp_path / "file")
     assert not (tmp_path / "ours").exists()
+
+
+def test_adapters_of_an_earlier_export_do_not_remain_beside_merged_weights(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "theirs")
+    (tmp_path / "ours/prior").mkdir(parents=True)
+    (tmp_path / "ours/prior/pytorch_lora_weights.safetensors").write_bytes(b"old")
+    export(tmp_path / "theirs", tmp_path / "ours", overwrite=True)
+    assert sorted(contents(tmp_path / "ours")) == FILES
+
+
+def test_a_pipeline_is_not_turned_into_a_folder_of_priorkit(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "theirs")
+    before = contents(tmp_path)
+    with pytest.raises(FolderError, match="theirs is a folder of diffusers; choose another"):
+        convert(tmp_path / "theirs", tmp_path / "theirs", overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_the_readme_names_a_length_of_captions_that_is_not_that_of_clip(tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "theirs")
+    prior = load_prior(tmp_path / "theirs")
+    for states, named in ((77, "from_pretrained(clip),\n    image_proc"), (20, "(clip, model_max_length=20)")):
+        network = prior.config.network.model_copy(update={"num_embeddings": states})
+        assert named in readme(prior.config.model_copy(update={"network": network}), "float32")
