@@ -122,7 +122,7 @@ def test_run_checks_list_and_recipe_before_it_starts(
         (("recipes", "validate", "value.yaml"), "train.steps"),
         (("recipes", "validate", "list.yaml"), "list.yaml: a recipe is a mapping of sections"),
         (("recipes", "validate", "binary.yaml"), "binary.yaml"),
-        (("run", "tokens.yaml"), "train.network.max_text_len=8 needs embed.token_states=true"),
+        (("run", "tokens.yaml"), "train.network takes up to 8 token states: set embed.token_states=true"),
     ])  # fmt: skip
     broken = workspace.run("run", "broken.yaml", code=1).stderr
     assert broken.startswith("error: broken.yaml: not YAML")
