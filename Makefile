@@ -56,6 +56,7 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/python tests/bench/bench_reader.py
 	$(BIN)/python tests/bench/bench_download.py
 	$(BIN)/python tests/bench/bench_download_slow.py
+	$(BIN)/python tests/bench/bench_unclip.py
 	$(BIN)/python tests/install/smoke.py
 	$(PEERS)/bin/python tests/bench/bench_sampling.py
 	$(PEERS)/bin/python tests/bench/bench_embedding.py

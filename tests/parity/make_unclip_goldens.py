@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from diffusers import PriorTransformer, UnCLIPScheduler
+from unclip import randomise
 
 FILE = Path(__file__).resolve().parent / "goldens/unclip.safetensors"
 STEPS, SCALE, CLIP_RANGE = 7, 4.0, 0.5
@@ -40,12 +41,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_model(config: dict[str, Any], generator: torch.Generator) -> PriorTransformer:
-    """A model with random weights of about the size that trained ones have."""
+    """Return a model with random weights."""
     model = PriorTransformer(**config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        scale = 0.3 if parameter.squeeze().ndim < 2 else parameter.shape[-1] ** -0.5
-        parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    model.clip_std.copy_(0.5 + torch.rand(model.clip_std.shape, generator=generator))
+    randomise(model, generator)
     return model
 
 

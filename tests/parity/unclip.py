@@ -24,14 +24,18 @@ NAMES = {
 
 
 def make_diffusers_prior(seed: int, **config: Any) -> DiffusersPrior:
-    """Weights of about the size that trained ones have, and clip statistics that are neither 0 nor 1."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return a prior of diffusers with random weights; see `randomise`."""
     prior = DiffusersPrior(**config).eval().requires_grad_(False)
+    randomise(prior, torch.Generator().manual_seed(seed))
+    return prior
+
+
+def randomise(prior: DiffusersPrior, generator: torch.Generator) -> None:
+    """Fill a prior with weights of about the size that trained ones have, and with clip statistics that matter."""
     for parameter in prior.parameters():
         scale = 0.3 if parameter.squeeze().ndim < 2 else parameter.shape[-1] ** -0.5
         parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     prior.clip_std.copy_(0.5 + torch.rand(prior.clip_std.shape, generator=generator))
-    return prior
 
 
 def make_prior(theirs: DiffusersPrior, texts: Texts | None = None, clip_range: float | None = 5.0) -> Prior:
@@ -91,7 +95,7 @@ class Texts:
         return EmptyInputs(np.ones(self._size, np.float32), embed, states)
 
     def padded(self, texts: list[str], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As a pipeline has them: embeddings, states padded to 77 with numbers that mean nothing, and the mask."""
+        """Return the inputs of a pipeline: embeddings, states padded to 77 with random numbers, and the mask."""
         encoded = self.encode_texts(texts)
         states = torch.randn(len(texts), STATES, self._size, generator=torch.Generator().manual_seed(seed))
         mask = torch.zeros(len(texts), STATES, dtype=torch.bool)

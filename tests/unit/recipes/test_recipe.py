@@ -56,7 +56,7 @@ def test_every_recipe_starts_with_command_hardware_duration_and_expectation(path
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_names_the_family_of_its_network(path: Path) -> None:
-    """So that readers see which settings there are. Prior folders made without the name are continued."""
+    """The name shows readers which settings there are. Prior folders made without it are continued."""
     written = yaml.safe_load(path.read_text())["train"]
     assert "family" in written.get("network", {}) or "init_from" in written
     if written.get("network", {}).get("family") == "causal-transformer":

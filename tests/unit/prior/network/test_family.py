@@ -1,4 +1,4 @@
-"""What every network family says about its networks, against the networks themselves."""
+"""Properties of the settings of each network family, compared with the networks themselves."""
 
 from __future__ import annotations
 

@@ -418,7 +418,7 @@ def test_before_1_10_3_dalle2_ddim_ends_at_a_timestep_without_noise() -> None:
 
 
 def test_each_row_is_drawn_from_its_own_generator() -> None:
-    """As in diffusers: initial noise and every later tensor row by row."""
+    """Each tensor of noise is drawn row by row, as in diffusers."""
     several = generator_noise((3, 4), [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)], CPU)
     alone = [generator_noise((1, 4), torch.Generator().manual_seed(seed), CPU) for seed in (5, 6, 7)]
     for _ in range(3):

@@ -83,7 +83,7 @@ def test_another_network_than_the_start_has_is_refused(make_prior: MakePrior, tm
 
 
 def test_a_setting_that_the_start_lacks_is_refused(make_prior: MakePrior, tmp_path: Path) -> None:
-    """Where the recipe names the family, that is the message."""
+    """The message names the family if the recipe sets it."""
     causal = save(make_prior(), tmp_path / "causal")
     settings = settings_with(causal, network={"family": "prior-transformer", "dropout": 0.1})
     with pytest.raises(SettingsError, match="family=prior-transformer, but the prior to start from has causal-trans"):
